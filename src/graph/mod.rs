@@ -1,0 +1,40 @@
+//! The WhatsApp Graph API: message bodies, limits, pacing, error classes.
+
+use serde_json::value::RawValue;
+
+use crate::event::{Business, Recipient};
+use crate::failure::Failure;
+
+/// One message to send.
+#[derive(Debug)]
+pub struct Send<'a> {
+    /// Whose token.
+    pub business: &'a Business,
+    /// From which number.
+    pub phone_number_id: &'a str,
+    /// To whom.
+    pub to: &'a Recipient,
+    /// A message body without addressing, as an agent returns it.
+    pub body: &'a RawValue,
+    /// `biz_opaque_callback_data`: our reply id.
+    pub reply_id: &'a str,
+    /// Quote this wamid (`context.message_id`), if given.
+    pub in_reply_to: Option<&'a str>,
+}
+
+/// What the rest of the program sees of the Graph API.
+pub trait Graph: std::marker::Send + Sync + 'static {
+    /// How long to wait before a send from this number to this recipient may go out (pacing: per number, per pair), 0 if
+    /// at once. Takes the place in the queue: call once a send, then wait, then send.
+    fn reserve(&self, phone_number_id: &str, to: &Recipient) -> std::time::Duration;
+    /// Sends it once and returns the wamid. See [`crate::failure::Verdict`] for what the errors mean.
+    fn send(&self, send: &Send<'_>) -> Result<String, Failure>;
+    /// Marks the message read; with `typing` also shows the typing indicator (25 s or until the reply).
+    fn read(
+        &self,
+        business: &Business,
+        phone_number_id: &str,
+        wamid: &str,
+        typing: bool,
+    ) -> Result<(), Failure>;
+}

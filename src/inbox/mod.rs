@@ -1,0 +1,247 @@
+//! The durable inbox: what was answered 200 is here, until it ends in a state with a reason.
+//!
+//! `append` returns once the body is on disk; everything else that changes rides in the same group commits.
+//! Nothing outside this module may assume that there is only one process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use crate::event::{Item, ItemId, Path, Recipient, Said};
+use crate::failure::{Failure, Reason};
+
+/// Why a body was not taken: the edge answers 503 and Meta sends it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A commit failed: this process accepts nothing more and ends.
+    Poisoned,
+    /// The queue in front of the committer is full.
+    Full,
+    /// The commit took longer than the edge waits; the body may be stored later (a duplicate then).
+    Late,
+    /// The service is stopping.
+    Draining,
+}
+
+/// One connection's way into the inbox. Its buffers are reused from request to request.
+pub trait Ticket: Send {
+    /// The empty body buffer: fill it with the request's body, at most [`crate::event::BODY_MAX`] bytes.
+    fn body(&mut self) -> &mut Vec<u8>;
+    /// The body and the list to fill with its items.
+    fn body_and_items(&mut self) -> (&[u8], &mut Vec<Item>);
+    /// Waits (the coroutine) until body and items are durable. `app`: [`crate::event::hash64`] of the Meta app's name
+    /// that signed it, 0 for an app without a name or an unsigned body. Empties the buffers, whatever the result.
+    fn append(&mut self, app: u64) -> Result<(), Refusal>;
+}
+
+/// Where an item stands in the order of arrival. `commit` starts at 1 and only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position {
+    /// The group commit.
+    pub commit: u64,
+    /// Index of the body in it.
+    pub body: u32,
+    /// Where in the body.
+    pub path: Path,
+}
+
+/// An answerable item with its body.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Its identity.
+    pub id: ItemId,
+    /// Its place in the order of arrival.
+    pub position: Position,
+    /// Hash of the phone_number_id.
+    pub number: u64,
+    /// Hash of the conversation: one lane each.
+    pub conversation: u64,
+    /// When it was received, milliseconds since the Unix epoch.
+    pub received_ms: u64,
+    /// Which app signed it, see [`Ticket::append`].
+    pub app: u64,
+    /// The whole body it came in (shared by the items of a body).
+    pub body: Arc<[u8]>,
+}
+
+/// Takes fresh work from the committer, in order of arrival. Called on the committer's thread: must not block.
+pub trait Feed: Send + Sync + 'static {
+    /// Each work is either taken into memory or left on disk (then read with [`Inbox::pending`] later).
+    fn offer(&self, works: Vec<Work>);
+    /// Another process changed states (a replay): open items may stand before the cursors.
+    fn rewind(&self);
+}
+
+/// A page of open work of one number.
+#[derive(Debug)]
+pub struct Page {
+    /// In order of arrival.
+    pub works: Vec<Work>,
+    /// Every open item up to here was considered: if `works` is shorter than the limit there is none left before it.
+    pub covered: Position,
+}
+
+/// Identity of a turn, in order of creation.
+pub type TurnId = i64;
+
+/// One reply message of a turn.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Our reply id: unique for ever, at most 64 characters; goes out as `biz_opaque_callback_data`.
+    pub id: String,
+    /// Message body without addressing.
+    pub body: Box<RawValue>,
+    /// How far it is.
+    pub state: ReplyState,
+}
+
+/// How far a reply is. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ReplyState {
+    /// Stored, not tried: sending it is safe.
+    Stored = 0,
+    /// A send was begun and its outcome is not known: evidence first.
+    Sending = 1,
+    /// Accepted by Graph, or named by a status webhook.
+    Sent = 2,
+    /// Will not be sent.
+    Dead = 3,
+}
+
+/// A turn whose replies are stored and not all settled.
+#[derive(Clone, Debug)]
+pub struct OpenTurn {
+    /// Its id.
+    pub id: TurnId,
+    /// Its items.
+    pub items: Vec<ItemId>,
+    /// Hash of the phone_number_id.
+    pub number: u64,
+    /// Hash of the conversation.
+    pub conversation: u64,
+    /// From which number.
+    pub phone_number_id: String,
+    /// To whom.
+    pub to: Recipient,
+    /// When it was stored, milliseconds since the Unix epoch.
+    pub stored_ms: u64,
+    /// In order.
+    pub replies: Vec<Reply>,
+}
+
+/// An answer to be stored before it is sent.
+#[derive(Debug)]
+pub struct NewTurn {
+    /// What it answers; all become `answered`.
+    pub items: Vec<ItemId>,
+    /// Hash of the phone_number_id.
+    pub number: u64,
+    /// Hash of the conversation.
+    pub conversation: u64,
+    /// From which number.
+    pub phone_number_id: String,
+    /// To whom.
+    pub to: Recipient,
+    /// `subDomain:customer`, for the memory.
+    pub session: String,
+    /// Message bodies without addressing.
+    pub replies: Vec<Box<RawValue>>,
+    /// Lines for the memory.
+    pub remember: Vec<Said>,
+    /// Lines of memory to keep for the session.
+    pub history_max: usize,
+}
+
+/// The state in which an item ends or waits. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// Waits for its turn.
+    Pending = 0,
+    /// Waits for something to be mended or for a limit to pass; goes on by itself or by `inbox replay`.
+    Parked = 1,
+    /// Its reply is stored and not all sent.
+    Answered = 2,
+    /// Replied to.
+    Sent = 3,
+    /// Never to be answered, by its kind or a rule (reason code).
+    Kept = 4,
+    /// Can't be answered (reason code); `inbox replay` tries again.
+    Dead = 5,
+}
+
+impl State {
+    /// As shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Parked => "parked",
+            Self::Answered => "answered",
+            Self::Sent => "sent",
+            Self::Kept => "kept",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// What a status webhook said about a reply of unknown outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It went out, with this wamid.
+    Sent(String),
+    /// Meta took it and could not deliver it: this error code.
+    Failed(String, i64),
+}
+
+/// Counts for /metrics and health; no I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Items that wait for their turn, or whose reply is not sent yet.
+    pub pending: u64,
+    /// Items that wait for a mend.
+    pub parked: u64,
+    /// Items that can't be answered.
+    pub dead: u64,
+    /// Receive time of the oldest open item, milliseconds since the Unix epoch.
+    pub oldest_ms: Option<u64>,
+}
+
+/// The inbox as the rest of the program sees it.
+pub trait Inbox: Send + Sync + 'static {
+    /// For one connection.
+    fn ticket(&self) -> Box<dyn Ticket>;
+    /// Why nothing can be accepted, if so; no I/O.
+    fn unhealthy(&self) -> Option<Refusal>;
+    /// For /metrics.
+    fn counts(&self) -> Counts;
+
+    /// From now on fresh work goes to `feed`.
+    fn feed(&self, feed: Arc<dyn Feed>);
+    /// The numbers that have open items (pending or parked), and how far the store reaches.
+    fn open_numbers(&self) -> Result<(Vec<u64>, Position), Failure>;
+    /// Open items of `number` after `after`, at most `limit`. Blocks the coroutine, not the worker.
+    fn pending(&self, number: u64, after: Position, limit: usize) -> Result<Page, Failure>;
+    /// Turns with replies that are not settled, after `after`, oldest first.
+    fn open_turns(&self, after: TurnId, limit: usize) -> Result<Vec<OpenTurn>, Failure>;
+
+    /// The conversation's memory, oldest first, at most `limit` lines.
+    fn history(&self, session: &str, limit: usize) -> Result<Vec<Said>, Failure>;
+    /// Stores an answer; durable on return.
+    fn answered(&self, turn: NewTurn) -> Result<OpenTurn, Failure>;
+    /// Marks a reply as being sent; durable on return.
+    fn sending(&self, reply_id: &str) -> Result<(), Failure>;
+    /// It went out. Rides in a later commit; once the last reply of the turn is settled its items are `sent`.
+    fn sent(&self, reply_id: &str, wamid: &str);
+    /// Graph refused it before it took effect: may be sent again. Rides in a later commit.
+    fn unsent(&self, reply_id: &str);
+    /// It will not be sent; the turn's items end `dead` with the reason. Rides in a later commit.
+    fn reply_dead(&self, reply_id: &str, reason: &Reason, detail: &str);
+    /// Waits until a status webhook names the reply, at most `within`; `None` if none did.
+    fn evidence(&self, reply_id: &str, within: Duration) -> Option<Evidence>;
+    /// Sets state and reason of items. Rides in a later commit.
+    fn settle(&self, items: &[ItemId], state: State, reason: &Reason, detail: &str);
+    /// Commits what rides in later commits, and stops accepting. Blocks the thread; for the end of a drain.
+    fn close(&self) -> Result<(), Failure>;
+}

@@ -1,0 +1,25 @@
+//! A WhatsApp webhook server that keeps every message it acknowledged.
+//!
+//! One direction: `http` (edge) -> `webhook` (pure) -> `inbox` (durable), then the 200; after it
+//! `dispatcher` (lanes) -> `turn` { `directory` -> `agent` -> `graph` }, with `ops` at the side.
+//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `store`, `ops::metrics`.
+
+pub mod agent;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod directory;
+pub mod dispatcher;
+pub mod event;
+pub mod failure;
+pub mod graph;
+pub mod http;
+pub mod inbox;
+pub mod net;
+pub mod ops;
+pub mod sandbox;
+pub mod secret;
+pub mod store;
+pub mod turn;
+pub mod webhook;
