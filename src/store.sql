@@ -29,7 +29,8 @@ CREATE TABLE items (
 ) STRICT, WITHOUT ROWID;
 
 -- Only what waits (pending, parked): small, however large the table is.
-CREATE INDEX items_open ON items (number, commit_id, body, entry, change, nth) WHERE state < 2;
+CREATE INDEX items_open ON items (number, commit_id, body, entry, change, nth, state) WHERE state < 2;
+CREATE INDEX items_dead ON items (commit_id) WHERE state = 5;
 
 CREATE TABLE turns (
     id INTEGER PRIMARY KEY,

@@ -2,14 +2,80 @@
 //!
 //! `append` returns once the body is on disk; everything else that changes rides in the same group commits.
 //! Nothing outside this module may assume that there is only one process.
+//!
+//! What must be on disk before the 200 is the body; its items can be derived from it. So a commit is one row with all
+//! the bodies of all who waited (`committer`), and the items go into the transaction that is open after it (`derive`):
+//! one insert decides whether an item is new, and at a crash the newest commits are derived again (insert or ignore).
+
+mod committer;
+mod derive;
+pub mod embedded;
+mod flights;
+mod promise;
+mod queue;
+mod reader;
+mod retention;
+mod tables;
+mod waker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use crate::event::{Item, ItemId, Path, Recipient, Said};
+use crate::event::{Item, ItemId, Kind, Path, Recipient, Said};
 use crate::failure::{Failure, Reason};
+use crate::ops::metrics::{Counter, Family, Histogram, Metric};
+
+/// Bodies committed a group.
+pub static COMMITS: Counter = Counter::new("inbox_commits_total", "Transactions that were synced to disk.");
+/// How long a commit took, sync included.
+pub static COMMIT_SECONDS: Histogram =
+    Histogram::new("inbox_commit_seconds", "Time of a commit, sync included.");
+/// Items by kind, duplicates included.
+pub static ITEMS: Family<12> = Family::new(
+    "inbox_items_total",
+    "Items received by kind, duplicates included.",
+    "kind",
+    [
+        "message",
+        "status",
+        "reaction",
+        "system",
+        "unsupported",
+        "edit",
+        "revoke",
+        "unknown_type",
+        "error",
+        "other_field",
+        "unparsed",
+        "welcome",
+    ],
+);
+/// Items that were there already.
+pub static DUPLICATES: Counter =
+    Counter::new("inbox_duplicates_total", "Items that had been received before.");
+/// Different keys of one hash.
+pub static COLLISIONS: Counter =
+    Counter::new("inbox_collisions_total", "Different items whose keys hash alike.");
+/// Sends of unknown outcome that a status webhook named.
+pub static EVIDENCE: Counter =
+    Counter::new("inbox_evidence_total", "Replies under way that a status webhook named.");
+/// Accepted replies that were not delivered.
+pub static UNDELIVERED: Counter = Counter::new(
+    "inbox_undelivered_total",
+    "Replies that were accepted and that a later status reports as failed.",
+);
+/// Bodies whose commit took too long.
+pub static LATE: Counter =
+    Counter::new("inbox_late_total", "Requests refused because their commit took too long.");
+/// Rows that retention removed.
+pub static REMOVED: Counter =
+    Counter::new("inbox_removed_total", "Items, commits and turns that retention removed.");
+
+/// All of the above.
+pub static METRICS: &[&dyn Metric] =
+    &[&COMMITS, &COMMIT_SECONDS, &ITEMS, &DUPLICATES, &COLLISIONS, &EVIDENCE, &UNDELIVERED, &LATE, &REMOVED];
 
 /// Why a body was not taken: the edge answers 503 and Meta sends it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,8 +296,8 @@ pub trait Inbox: Send + Sync + 'static {
     fn history(&self, session: &str, limit: usize) -> Result<Vec<Said>, Failure>;
     /// Stores an answer; durable on return.
     fn answered(&self, turn: NewTurn) -> Result<OpenTurn, Failure>;
-    /// Marks a reply as being sent; durable on return.
-    fn sending(&self, reply_id: &str) -> Result<(), Failure>;
+    /// Marks a reply as being sent from the number whose id hashes to `number`; durable on return.
+    fn sending(&self, reply_id: &str, number: u64) -> Result<(), Failure>;
     /// It went out. Rides in a later commit; once the last reply of the turn is settled its items are `sent`.
     fn sent(&self, reply_id: &str, wamid: &str);
     /// Graph refused it before it took effect: may be sent again. Rides in a later commit.
@@ -244,4 +310,28 @@ pub trait Inbox: Send + Sync + 'static {
     fn settle(&self, items: &[ItemId], state: State, reason: &Reason, detail: &str);
     /// Commits what rides in later commits, and stops accepting. Blocks the thread; for the end of a drain.
     fn close(&self) -> Result<(), Failure>;
+}
+
+/// How the inbox reads a body: given by the composition root, so that this module knows no format.
+#[derive(Clone, Copy)]
+pub struct Parser {
+    /// Fills the list with the items of a body; never fails (a body that is not understood is one item).
+    pub items: fn(&[u8], &mut Vec<Item>),
+    /// The dedupe key of an item as text, unambiguous; `None` if the body can't be read.
+    pub key: fn(&[u8], Kind, Path) -> Option<Vec<u8>>,
+    /// A status entry.
+    pub status: fn(&[u8], Path) -> Option<StatusSaid>,
+}
+
+/// What the inbox needs of a status entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusSaid {
+    /// The wamid of what was sent.
+    pub wamid: String,
+    /// `biz_opaque_callback_data`.
+    pub callback_data: Option<String>,
+    /// The number it was sent from.
+    pub phone_number_id: String,
+    /// The first error's code, if the status is `failed` (0 if it has none).
+    pub failed: Option<i64>,
 }

@@ -1,0 +1,533 @@
+//! The one thread that writes: it drains the queue, puts all bodies into one row of one transaction, syncs once, and
+//! wakes all who waited.
+//!
+//! A transaction stays open after the wake-up for what nobody waits for (items, sent marks); the next bodies join it,
+//! or it is committed after [`OPEN_MAX`]. A failed commit poisons the inbox: what the file holds is not known any more,
+//! so nothing is accepted until a new process has opened it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::derive::Body;
+use super::flights::Flights;
+use super::promise::Keeper;
+use super::queue::{Append, Handle, Order, Queue, Waiter};
+use super::retention::Retention;
+use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
+use super::waker::Waker;
+use super::{Feed, Parser, Refusal, ReplyState, State, TurnId};
+use crate::event::{Item, ItemId};
+use crate::failure::Reason;
+use crate::store::Gate;
+use crate::{clock, store};
+
+/// How long a transaction that nobody waits for stays open.
+const OPEN_MAX: Duration = Duration::from_millis(200);
+/// Under load, commits start at least this far apart: fewer, larger groups.
+const PACE: Duration = Duration::from_millis(1);
+/// A group of this many bodies is load.
+const PACED_GROUP_MIN: usize = 8;
+/// How long an idle committer sleeps between its chores.
+const IDLE: Duration = Duration::from_millis(500);
+/// Chores come this often under load too, and this often while retention has something to remove.
+const CHORES_EVERY: Duration = Duration::from_secs(1);
+const SWEEPS_EVERY: Duration = Duration::from_millis(100);
+/// How long it steps aside for a guest at a time.
+const ASIDE_MAX: Duration = Duration::from_millis(250);
+
+/// Counts that /metrics shows without asking the file.
+#[derive(Default)]
+pub struct Counters {
+    pending: AtomicU64,
+    parked: AtomicU64,
+    answered: AtomicU64,
+    dead: AtomicU64,
+    /// Grows with each pass: the watchdog's food.
+    pub passes: AtomicU64,
+    /// 0: none.
+    pub oldest_ms: AtomicU64,
+}
+
+impl Counters {
+    pub fn add_pending(&self, n: u64) {
+        self.pending.fetch_add(n, Relaxed);
+    }
+
+    pub fn set(&self, [pending, parked, answered, dead]: [u64; 4]) {
+        self.pending.store(pending, Relaxed);
+        self.parked.store(parked, Relaxed);
+        self.answered.store(answered, Relaxed);
+        self.dead.store(dead, Relaxed);
+    }
+
+    /// Pending (answered and unsent included), parked, dead.
+    pub fn read(&self) -> (u64, u64, u64) {
+        let pending = self.pending.load(Relaxed) + self.answered.load(Relaxed);
+        (pending, self.parked.load(Relaxed), self.dead.load(Relaxed))
+    }
+
+    fn moved(&self, from: u8, to: State) {
+        let cell = |state: u8| match state {
+            0 => Some(&self.pending),
+            1 => Some(&self.parked),
+            2 => Some(&self.answered),
+            5 => Some(&self.dead),
+            _ => None,
+        };
+        if let Some(cell) = cell(from) {
+            let _ = cell.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+        }
+        if let Some(cell) = cell(to as u8) {
+            cell.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Shared with the outside of the thread.
+pub struct Shared {
+    pub queue: Arc<Queue>,
+    pub flights: Arc<Flights>,
+    pub counters: Arc<Counters>,
+    pub feed: Mutex<Option<Arc<dyn Feed>>>,
+    /// The bodies of the commit under way, for the look-out for late ones.
+    pub in_commit: Mutex<Vec<Handle>>,
+    /// Called once, from the committer, when a commit failed.
+    pub on_poison: Box<dyn Fn(String) + Send + Sync>,
+}
+
+/// An open turn in the committer's book.
+struct Open {
+    items: Vec<ItemId>,
+    unsettled: usize,
+    dead: Option<(Reason, String)>,
+}
+
+/// The thread's state.
+pub struct Committer {
+    pub(super) tables: Tables,
+    pub(super) flights: Arc<Flights>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) parser: Parser,
+    pub(super) instance: u64,
+    pub(super) shared: Arc<Shared>,
+    open_turns: HashMap<TurnId, Open>,
+    retention: Retention,
+    waker: Waker,
+    gate: Gate,
+    next_commit: u64,
+    /// A transaction is open since then.
+    open_since: Option<Duration>,
+    last_commit_at: Duration,
+    last_group: usize,
+    bodies: Vec<u8>,
+    bounds: Vec<u8>,
+    last_chores: Duration,
+    data_version: i64,
+    replays: i64,
+}
+
+/// What `run` collects until the commit.
+#[derive(Default)]
+struct Group {
+    appends: Vec<Append>,
+    orders: Vec<Order>,
+    keepers: Vec<Keeper<()>>,
+    flushes: Vec<Keeper<u64>>,
+    close: Option<Keeper<()>>,
+}
+
+impl Committer {
+    /// Opens the book and derives what the last process left; blocks.
+    pub fn open(
+        data_dir: &std::path::Path,
+        retention: Duration,
+        parser: Parser,
+        shared: Arc<Shared>,
+    ) -> Result<Self, store::OpenError> {
+        let connection = store::open(data_dir)?;
+        let path = data_dir.join(store::FILE);
+        let gate = Gate::open(data_dir).map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
+        let mut committer = Self {
+            tables: Tables::new(connection),
+            flights: Arc::clone(&shared.flights),
+            counters: Arc::clone(&shared.counters),
+            parser,
+            instance: 0,
+            shared,
+            open_turns: HashMap::new(),
+            retention: Retention::new(retention),
+            waker: Waker::start(may::config().get_workers()),
+            gate,
+            next_commit: 1,
+            open_since: None,
+            last_commit_at: Duration::ZERO,
+            last_group: 0,
+            bodies: Vec::new(),
+            bounds: Vec::new(),
+            last_chores: Duration::ZERO,
+            data_version: 0,
+            replays: 0,
+        };
+        committer.read_book().map_err(|e| store::OpenError::Sqlite(path, e))?;
+        Ok(committer)
+    }
+
+    fn read_book(&mut self) -> rusqlite::Result<()> {
+        self.instance = self.tables.instance()?;
+        self.next_commit = self.tables.last_commit()? + 1;
+        let replies = super::tables::open_replies(self.tables.connection())?;
+        let mut after = 0;
+        loop {
+            let page = super::tables::open_turns(self.tables.connection(), self.instance, after, 1000)?;
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            for turn in page {
+                let of_turn = replies.get(&turn.id).map_or(&[][..], Vec::as_slice);
+                for (nth, _) in of_turn.iter().filter(|(_, state)| *state == ReplyState::Sending as u8) {
+                    let key = ReplyKey { turn: turn.id, nth: *nth };
+                    self.flights.begin(&key.id(self.instance), key, turn.number);
+                }
+                let unsettled = of_turn.iter().filter(|(_, state)| *state < 2).count();
+                self.open_turns.insert(turn.id, Open { items: turn.items, unsettled, dead: None });
+            }
+        }
+        self.catch_up()?;
+        self.counters.set(self.tables.count()?);
+        self.replays = self.tables.meta(REPLAYS)?.unwrap_or(0);
+        self.data_version = self.tables.data_version()?;
+        Ok(())
+    }
+
+    /// The id that the next turn gets.
+    pub fn next_turn(&self) -> rusqlite::Result<TurnId> {
+        Ok(self.tables.last_turn()? + 1)
+    }
+
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// The thread's life: until `Close`, or until a commit fails.
+    pub fn run(mut self) {
+        let mut group = Group::default();
+        loop {
+            self.counters.passes.fetch_add(1, Relaxed);
+            let patience = match self.open_since {
+                Some(since) => (since + OPEN_MAX).saturating_sub(clock::monotonic()),
+                None => IDLE,
+            };
+            let queue = Arc::clone(&self.shared.queue);
+            if self.last_group >= PACED_GROUP_MIN {
+                clock::sleep((self.last_commit_at + PACE).saturating_sub(clock::monotonic()));
+            }
+            queue.drain(&mut group.appends, &mut group.orders, patience);
+            let outcome = self.pass(&mut group);
+            if let Err(e) = outcome {
+                self.poison(&mut group, &e);
+                return self.refuse_all(&queue, group);
+            }
+            if let Some(keeper) = group.close.take() {
+                self.tables.checkpoint();
+                return keeper.keep(());
+            }
+        }
+    }
+
+    fn pass(&mut self, group: &mut Group) -> rusqlite::Result<()> {
+        if group.appends.is_empty() && group.orders.is_empty() {
+            self.last_group = 0;
+            self.end_if_due()?;
+            return if self.open_since.is_none() { self.chores() } else { Ok(()) };
+        }
+        let every = if self.retention.is_busy() { SWEEPS_EVERY } else { CHORES_EVERY };
+        if clock::monotonic() >= self.last_chores + every {
+            self.end()?;
+            self.chores()?;
+        }
+        self.step_aside()?;
+        self.ensure_open()?;
+        let received_ms = clock::now();
+        let commit = self.store_bodies(&group.appends, received_ms)?;
+        for order in group.orders.drain(..) {
+            match order {
+                Order::Change(change, keeper) => {
+                    self.apply(change)?;
+                    group.keepers.extend(keeper);
+                }
+                Order::Flush(keeper) => group.flushes.push(keeper),
+                Order::Close(keeper) => group.close = Some(keeper),
+            }
+        }
+        let waited_for = commit.is_some()
+            || !group.keepers.is_empty()
+            || !group.flushes.is_empty()
+            || group.close.is_some();
+        if !waited_for {
+            return self.end_if_due();
+        }
+        self.end()?;
+        self.tell(group, commit, received_ms)
+    }
+
+    /// After the commit: wake all who waited, then derive.
+    fn tell(&mut self, group: &mut Group, commit: Option<u64>, received_ms: u64) -> rusqlite::Result<()> {
+        for keeper in group.keepers.drain(..) {
+            keeper.keep(());
+        }
+        for keeper in group.flushes.drain(..) {
+            keeper.keep(self.next_commit - 1 - u64::from(commit.is_some()));
+        }
+        self.last_group = group.appends.len();
+        let Some(commit) = commit else { return Ok(()) };
+        self.shared.in_commit.lock().clear();
+        let mut items: Vec<(Vec<Item>, u64)> = Vec::with_capacity(group.appends.len());
+        let mut waiters: Vec<Arc<Waiter>> = Vec::with_capacity(group.appends.len());
+        for mut append in group.appends.drain(..) {
+            items.push((std::mem::take(&mut append.items), append.app));
+            waiters.push(append.done(Ok(())));
+        }
+        self.waker.wake(&mut waiters);
+        self.derive_group(commit, received_ms, &items)
+    }
+
+    fn derive_group(
+        &mut self,
+        commit: u64,
+        received_ms: u64,
+        items: &[(Vec<Item>, u64)],
+    ) -> rusqlite::Result<()> {
+        self.step_aside()?;
+        self.ensure_open()?;
+        let blob = std::mem::take(&mut self.bodies);
+        let bounds = std::mem::take(&mut self.bounds);
+        let bodies: Vec<Body<'_>> = super::tables::bounds_from(&bounds)
+            .zip(items)
+            .enumerate()
+            .map(|(n, ((start, length, _), (items, app)))| Body {
+                commit,
+                nth: n as u32,
+                app: *app,
+                received_ms,
+                bytes: &blob[start..start + length],
+                items,
+            })
+            .collect();
+        let mut fresh = Vec::new();
+        self.derive(&bodies, &mut fresh)?;
+        drop(bodies);
+        (self.bodies, self.bounds) = (blob, bounds);
+        let feed = self.shared.feed.lock().clone();
+        if let Some(feed) = feed
+            && !fresh.is_empty()
+        {
+            feed.offer(fresh);
+        }
+        Ok(())
+    }
+
+    fn store_bodies(&mut self, appends: &[Append], received_ms: u64) -> rusqlite::Result<Option<u64>> {
+        if appends.is_empty() {
+            return Ok(None);
+        }
+        self.bodies.clear();
+        self.bounds.clear();
+        let mut handles = self.shared.in_commit.lock();
+        for append in appends {
+            self.bodies.extend_from_slice(&append.body);
+            push_bound(&mut self.bounds, append.body.len(), append.app);
+            handles.push(append.handle());
+        }
+        drop(handles);
+        let commit = self.next_commit;
+        self.next_commit += 1;
+        self.tables.insert_commit(commit, received_ms, &self.bounds, &self.bodies)?;
+        Ok(Some(commit))
+    }
+
+    fn ensure_open(&mut self) -> rusqlite::Result<()> {
+        if self.open_since.is_some() {
+            return Ok(());
+        }
+        loop {
+            match self.tables.begin() {
+                Err(e) if is_busy(&e) => log::warn!("inbox: another process holds the store's write lock"),
+                other => {
+                    self.open_since = Some(clock::monotonic());
+                    return other;
+                }
+            }
+        }
+    }
+
+    fn end_if_due(&mut self) -> rusqlite::Result<()> {
+        let due = self.open_since.is_some_and(|since| clock::monotonic() >= since + OPEN_MAX);
+        if due { self.end() } else { Ok(()) }
+    }
+
+    fn end(&mut self) -> rusqlite::Result<()> {
+        if self.open_since.take().is_none() {
+            return Ok(());
+        }
+        let begun = clock::monotonic();
+        self.last_commit_at = begun;
+        self.tables.commit()?;
+        super::COMMITS.inc();
+        super::COMMIT_SECONDS.observe(clock::monotonic() - begun);
+        Ok(())
+    }
+
+    /// Leaves the write lock to a guest that asked for it.
+    fn step_aside(&mut self) -> rusqlite::Result<()> {
+        if !self.gate.is_wanted() {
+            return Ok(());
+        }
+        self.end()?;
+        let since = clock::monotonic();
+        while self.gate.is_wanted() && clock::monotonic() - since < ASIDE_MAX {
+            clock::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Between transactions: retention, and whether another process replayed something.
+    fn chores(&mut self) -> rusqlite::Result<()> {
+        self.last_chores = clock::monotonic();
+        let version = self.tables.data_version()?;
+        if version != self.data_version {
+            self.data_version = version;
+            let replays = self.tables.meta(REPLAYS)?.unwrap_or(0);
+            if replays != self.replays {
+                self.replays = replays;
+                self.counters.set(self.tables.count()?);
+                if let Some(feed) = self.shared.feed.lock().clone() {
+                    feed.rewind();
+                }
+            }
+        }
+        if self.gate.is_wanted() {
+            return Ok(());
+        }
+        self.retention.sweep(&self.tables, clock::now(), clock::monotonic())
+    }
+
+    fn apply(&mut self, change: Change) -> rusqlite::Result<()> {
+        match change {
+            Change::Answered(stored) => {
+                self.tables.insert_turn(&stored)?;
+                self.tables.remember(&stored)?;
+                let turn = stored.turn;
+                let unsettled = turn.replies.len();
+                let state = if unsettled == 0 { State::Kept } else { State::Answered };
+                let no_reply = Reason::fixed("no_reply");
+                let why = (unsettled == 0).then_some((&no_reply, ""));
+                for id in &turn.items {
+                    self.move_item(*id, state, Some(turn.id), why)?;
+                }
+                if unsettled > 0 {
+                    self.open_turns.insert(turn.id, Open { items: turn.items, unsettled, dead: None });
+                }
+                Ok(())
+            }
+            Change::Sending(key) => {
+                self.tables.set_reply(key, ReplyState::Sending, None, None, clock::now()).map(drop)
+            }
+            Change::Unsent(key) => {
+                self.tables.set_reply(key, ReplyState::Stored, None, None, clock::now()).map(drop)
+            }
+            Change::Sent(key, wamid) => {
+                self.flights.end(&key.id(self.instance));
+                self.settle_reply(key, ReplyState::Sent, Some(&wamid), None)
+            }
+            Change::ReplyDead(key, reason, detail) => {
+                self.flights.end(&key.id(self.instance));
+                self.settle_reply(key, ReplyState::Dead, None, Some((reason, detail)))
+            }
+            Change::Settle(items, state, reason, detail) => {
+                items.iter().try_for_each(|id| self.move_item(*id, state, None, Some((&reason, &detail))))
+            }
+        }
+    }
+
+    /// Ends a reply, and with the last one its turn and the turn's items.
+    pub(super) fn settle_reply(
+        &mut self,
+        key: ReplyKey,
+        state: ReplyState,
+        wamid: Option<&str>,
+        why: Option<(Reason, String)>,
+    ) -> rusqlite::Result<()> {
+        let borrowed = why.as_ref().map(|(r, d)| (r, d.as_str()));
+        if !self.tables.set_reply(key, state, wamid, borrowed, clock::now())? {
+            return Ok(());
+        }
+        let Some(open) = self.open_turns.get_mut(&key.turn) else { return Ok(()) };
+        open.unsettled = open.unsettled.saturating_sub(1);
+        open.dead = why.or(open.dead.take());
+        if open.unsettled > 0 {
+            return Ok(());
+        }
+        let Some(open) = self.open_turns.remove(&key.turn) else { return Ok(()) };
+        self.tables.close_turn(key.turn)?;
+        let state = if open.dead.is_some() { State::Dead } else { State::Sent };
+        let why = open.dead.as_ref().map(|(r, d)| (r, d.as_str()));
+        open.items.iter().try_for_each(|id| self.move_item(*id, state, Some(key.turn), why))
+    }
+
+    fn move_item(
+        &self,
+        id: ItemId,
+        state: State,
+        turn: Option<TurnId>,
+        why: Option<(&Reason, &str)>,
+    ) -> rusqlite::Result<()> {
+        let Some(from) = self.tables.item_state(id)? else { return Ok(()) };
+        self.tables.set_item(id, state, turn, why)?;
+        self.counters.moved(from, state);
+        Ok(())
+    }
+
+    fn poison(&mut self, group: &mut Group, error: &rusqlite::Error) {
+        self.shared.queue.refuse(Refusal::Poisoned);
+        self.tables.rollback();
+        self.shared.in_commit.lock().clear();
+        for append in group.appends.drain(..) {
+            append.done(Err(Refusal::Poisoned)).wake();
+        }
+        group.keepers.clear();
+        group.flushes.clear();
+        group.orders.clear();
+        let detail = format!("the store failed ({error}); nothing is accepted until a restart");
+        log::error!("inbox: {detail}");
+        (self.shared.on_poison)(detail);
+    }
+
+    /// The poisoned thread's last duty: whoever comes gets an answer.
+    fn refuse_all(&self, queue: &Queue, mut group: Group) {
+        loop {
+            if let Some(keeper) = group.close.take() {
+                drop(keeper);
+                return;
+            }
+            queue.drain(&mut group.appends, &mut group.orders, IDLE);
+            for append in group.appends.drain(..) {
+                append.done(Err(Refusal::Poisoned)).wake();
+            }
+            for order in group.orders.drain(..) {
+                if let Order::Close(keeper) = order {
+                    group.close = Some(keeper);
+                }
+            }
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+    )
+}

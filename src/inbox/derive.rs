@@ -1,0 +1,205 @@
+//! From bodies to items: which are new, what statuses prove, and what goes to the dispatcher.
+//!
+//! Runs in the transaction after the one that stored the bodies. A key that is there already is a duplicate, once the
+//! texts of the keys are compared: two keys of one hash get two rows (the second one's key is counted up).
+
+use std::sync::Arc;
+
+use super::committer::Committer;
+use super::tables::{self, ReplyKey};
+use super::{Evidence, Position, ReplyState, State, Work};
+use crate::clock::UnixMillis;
+use crate::event::{Item, ItemId, Kind};
+use crate::failure::Reason;
+
+/// Keys of one hash in one second that are told apart. More would take a search for collisions of XXH3.
+const COLLISIONS_MAX: u64 = 16;
+
+/// A body of a stored commit.
+pub struct Body<'a> {
+    pub commit: u64,
+    pub nth: u32,
+    pub app: u64,
+    pub received_ms: UnixMillis,
+    pub bytes: &'a [u8],
+    pub items: &'a [Item],
+}
+
+impl Committer {
+    /// Inserts the items of a whole commit, sorted by key so that the index grows page by page; pushes new answerable
+    /// ones to `fresh` in order of arrival.
+    pub fn derive(&mut self, bodies: &[Body<'_>], fresh: &mut Vec<Work>) -> rusqlite::Result<()> {
+        let mut order: Vec<(ItemId, u32, u32)> = Vec::new();
+        for (b, body) in bodies.iter().enumerate() {
+            let of_body = body.items.iter().enumerate();
+            order.extend(of_body.map(|(i, item)| (id_of(item), b as u32, i as u32)));
+        }
+        order.sort_unstable();
+        let mut new: Vec<(u32, u32, ItemId)> = Vec::with_capacity(order.len());
+        for (id, b, i) in order {
+            let body = &bodies[b as usize];
+            let item = &body.items[i as usize];
+            match self.insert(body, item, id)? {
+                Some(id) if item.kind.is_answered() => new.push((b, i, id)),
+                Some(_) if item.kind == Kind::Status => self.status(body, item)?,
+                Some(_) => {}
+                None => super::DUPLICATES.inc(),
+            }
+        }
+        new.sort_unstable();
+        self.counters.add_pending(new.len() as u64);
+        let mut shared: Option<(u32, Arc<[u8]>)> = None;
+        for (b, i, id) in new {
+            let body = &bodies[b as usize];
+            let item = &body.items[i as usize];
+            let bytes = match &shared {
+                Some((of, bytes)) if *of == b => Arc::clone(bytes),
+                _ => Arc::from(body.bytes),
+            };
+            shared = Some((b, Arc::clone(&bytes)));
+            fresh.push(Work {
+                id,
+                position: Position { commit: body.commit, body: body.nth, path: item.path },
+                number: item.number,
+                conversation: item.conversation,
+                received_ms: body.received_ms,
+                app: body.app,
+                body: bytes,
+            });
+        }
+        if let Some(last) = bodies.last() {
+            self.tables.set_derived(last.commit)?;
+        }
+        Ok(())
+    }
+
+    /// The id under which it was inserted; `None` for a duplicate.
+    fn insert(&self, body: &Body<'_>, item: &Item, mut id: ItemId) -> rusqlite::Result<Option<ItemId>> {
+        let state = if item.kind.is_answered() { State::Pending } else { State::Kept };
+        super::ITEMS.inc(item.kind as usize - 1);
+        for _ in 0..COLLISIONS_MAX {
+            if self.tables.insert_item(id, item, state, body.commit, body.nth)? {
+                return Ok(Some(id));
+            }
+            if self.is_same(body, item, id)? {
+                return Ok(None);
+            }
+            super::COLLISIONS.inc();
+            id.key = id.key.wrapping_add(1);
+        }
+        Ok(None)
+    }
+
+    /// Whether the item stored under `id` has the same key text. If its body is gone, the hash decides.
+    fn is_same(&self, body: &Body<'_>, item: &Item, id: ItemId) -> rusqlite::Result<bool> {
+        let Some(place) = self.tables.place(id)? else { return Ok(true) };
+        if (place.commit, place.body, place.path) == (body.commit, body.nth, item.path) {
+            return Ok(true);
+        }
+        let Some(kind) = place.kind.filter(|kind| *kind == item.kind) else { return Ok(false) };
+        let Some((stored, _, _)) = tables::body(self.tables.connection(), place.commit, place.body)? else {
+            return Ok(true);
+        };
+        if stored == body.bytes && place.path == item.path {
+            return Ok(true);
+        }
+        let ours = (self.parser.key)(body.bytes, item.kind, item.path);
+        let theirs = (self.parser.key)(&stored, kind, place.path);
+        Ok(ours.is_none() || theirs.is_none() || ours == theirs)
+    }
+
+    /// A status may settle a send of unknown outcome, or tell that what was accepted was not delivered.
+    fn status(&mut self, body: &Body<'_>, item: &Item) -> rusqlite::Result<()> {
+        if item.conversation == 0 {
+            return Ok(());
+        }
+        let named = self.flights.find(item.conversation, item.number);
+        if named.is_none() && !mentions_failed(body.bytes) {
+            return Ok(());
+        }
+        let Some(said) = (self.parser.status)(body.bytes, item.path) else { return Ok(()) };
+        let Some(data) = said.callback_data.as_deref() else { return Ok(()) };
+        let Some(key) = ReplyKey::parse(data, self.instance) else { return Ok(()) };
+        match named {
+            Some(flying) if flying == key => {
+                let evidence = match said.failed {
+                    Some(code) => Evidence::Failed(said.wamid.clone(), code),
+                    None => Evidence::Sent(said.wamid.clone()),
+                };
+                super::EVIDENCE.inc();
+                self.settle_reply(key, ReplyState::Sent, Some(&said.wamid), None)?;
+                if let Some(code) = said.failed {
+                    self.tables.note_undelivered(key, &Reason::graph(code))?;
+                }
+                self.flights.report(item.conversation, evidence);
+            }
+            _ => {
+                if let Some(code) = said.failed {
+                    super::UNDELIVERED.inc();
+                    self.tables.note_undelivered(key, &Reason::graph(code))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the start: derives the commits whose items did not reach their table before the process ended.
+    pub fn catch_up(&mut self) -> rusqlite::Result<()> {
+        let (from, to) = (self.tables.derived()?, self.tables.last_commit()?);
+        for commit in from + 1..=to {
+            self.tables.begin()?;
+            self.derive_stored(commit)?;
+            self.tables.commit()?;
+        }
+        if to > from {
+            log::info!("inbox: derived the items of {} commits that the last stop left", to - from);
+        }
+        Ok(())
+    }
+
+    fn derive_stored(&mut self, commit: u64) -> rusqlite::Result<()> {
+        let found = self
+            .tables
+            .connection()
+            .prepare_cached("SELECT bounds, bodies, received_ms FROM commits WHERE id = ?1")?
+            .query_row([commit as i64], |r| {
+                Ok((r.get::<_, Vec<u8>>(0)?, r.get::<_, Vec<u8>>(1)?, r.get::<_, i64>(2)?))
+            });
+        let (bounds, blob, at) = match found {
+            Ok(row) => row,
+            Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let mut items = Vec::new();
+        let parts: Vec<_> = tables::bounds_from(&bounds)
+            .map(|(start, length, app)| {
+                let bytes = blob.get(start..start + length).unwrap_or_default();
+                let first = items.len();
+                (self.parser.items)(bytes, &mut items);
+                (bytes, app, first..items.len())
+            })
+            .collect();
+        let bodies: Vec<Body<'_>> = parts
+            .into_iter()
+            .enumerate()
+            .map(|(n, (bytes, app, range))| Body {
+                commit,
+                nth: n as u32,
+                app,
+                received_ms: at as u64,
+                bytes,
+                items: &items[range],
+            })
+            .collect();
+        self.derive(&bodies, &mut Vec::new())
+    }
+}
+
+fn id_of(item: &Item) -> ItemId {
+    ItemId { timestamp: item.timestamp, key: item.key }
+}
+
+/// Cheap: whether it pays to read the statuses of a body that names a reply which is not in flight.
+fn mentions_failed(body: &[u8]) -> bool {
+    memchr::memmem::find(body, b"\"failed\"").is_some()
+}

@@ -1,0 +1,259 @@
+//! The embedded inbox: one SQLite file, one committer thread, one reader thread.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::committer::{Committer, Counters, Shared};
+use super::flights::Flights;
+use super::promise::promise;
+use super::queue::{Order, Queue};
+use super::reader::{self, Reader};
+use super::tables::{self, Change, ReplyKey, Stored};
+use super::{
+    Counts, Evidence, Feed, Inbox, NewTurn, OpenTurn, Page, Parser, Position, Refusal, Reply, ReplyState,
+    State, Ticket, TurnId,
+};
+use crate::event::{ItemId, Said};
+use crate::failure::{Failure, Reason, Source, Verdict};
+use crate::{clock, store};
+
+/// A body that has waited this long for its commit is refused (`Late`), so that Meta is not kept waiting.
+const ACK_MAX: Duration = Duration::from_secs(10);
+/// How often the look-out for late bodies looks.
+const LOOK_OUT: Duration = Duration::from_millis(500);
+/// How often the age of the oldest open item is read.
+const OLDEST_EVERY: u32 = 10;
+
+/// See [`Inbox`].
+pub struct Embedded {
+    shared: Arc<Shared>,
+    reader: Arc<Reader>,
+    next_turn: AtomicI64,
+    instance: u64,
+}
+
+impl Embedded {
+    /// Opens the store in `data_dir` and starts the threads; blocks until what the last process left is derived.
+    /// `on_poison` is called once if a commit fails: the process has to end then.
+    pub fn open(
+        data_dir: &Path,
+        retention: Duration,
+        parser: Parser,
+        on_poison: impl Fn(String) + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, store::OpenError> {
+        let shared = Arc::new(Shared {
+            queue: Arc::new(Queue::new()),
+            flights: Arc::new(Flights::default()),
+            counters: Arc::new(Counters::default()),
+            feed: Mutex::new(None),
+            in_commit: Mutex::default(),
+            on_poison: Box::new(on_poison),
+        });
+        let committer = Committer::open(data_dir, retention, parser, Arc::clone(&shared))?;
+        let sqlite = |e| store::OpenError::Sqlite(data_dir.join(store::FILE), e);
+        let next_turn = AtomicI64::new(committer.next_turn().map_err(sqlite)?);
+        let instance = committer.instance();
+        let reader = Arc::new(Reader::start(data_dir)?);
+        std::thread::Builder::new()
+            .name("inbox-commit".to_owned())
+            .spawn(move || committer.run())
+            .map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
+        let inbox = Arc::new(Self { shared, reader, next_turn, instance });
+        inbox.look_out().map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
+        Ok(inbox)
+    }
+
+    /// Grows while the committer lives, also when there is nothing to do: food for a watchdog.
+    pub fn progress(&self) -> u64 {
+        self.shared.counters.passes.load(Relaxed)
+    }
+
+    /// Ends waits that are late and reads the age of the oldest item, as long as the inbox lives.
+    fn look_out(self: &Arc<Self>) -> std::io::Result<()> {
+        let inbox = Arc::downgrade(self);
+        std::thread::Builder::new().name("inbox-lookout".to_owned()).spawn(move || {
+            for round in 0_u32.. {
+                clock::sleep(LOOK_OUT);
+                let Some(inbox) = inbox.upgrade() else { return };
+                let since = clock::monotonic().saturating_sub(ACK_MAX);
+                let mut late = inbox.shared.queue.late(since);
+                late.extend(inbox.shared.in_commit.lock().extract_if(.., |h| h.at < since));
+                for handle in late {
+                    super::LATE.inc();
+                    handle.refuse(Refusal::Late);
+                }
+                if round % OLDEST_EVERY == 0
+                    && let Some(Ok(oldest)) = inbox.reader.run(reader::oldest_open)
+                {
+                    inbox.shared.counters.oldest_ms.store(oldest.unwrap_or(0), Relaxed);
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn change(&self, change: Change) {
+        self.shared.queue.order(Order::Change(change, None));
+    }
+
+    /// Waits until the change is durable.
+    fn change_now(&self, change: Change) -> Result<(), Failure> {
+        let (keeper, done) = promise();
+        self.shared.queue.order(Order::Change(change, Some(keeper)));
+        done.wait().ok_or_else(gone)
+    }
+
+    fn flush(&self) -> Result<u64, Failure> {
+        let (keeper, done) = promise();
+        self.shared.queue.order(Order::Flush(keeper));
+        done.wait().ok_or_else(gone)
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        match self.reader.run(query) {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(e)) => Err(failed(e.to_string())),
+            None => Err(gone()),
+        }
+    }
+
+    fn key(&self, reply_id: &str) -> Result<ReplyKey, Failure> {
+        ReplyKey::parse(reply_id, self.instance)
+            .ok_or_else(|| failed("not a reply id of this store".to_owned()))
+    }
+}
+
+impl Inbox for Embedded {
+    fn ticket(&self) -> Box<dyn Ticket> {
+        Box::new(self.shared.queue.ticket())
+    }
+
+    fn unhealthy(&self) -> Option<Refusal> {
+        self.shared.queue.refusal()
+    }
+
+    fn counts(&self) -> Counts {
+        let (pending, parked, dead) = self.shared.counters.read();
+        let oldest = self.shared.counters.oldest_ms.load(Relaxed);
+        let oldest_ms = (oldest > 0 && pending + parked > 0).then_some(oldest);
+        Counts { pending, parked, dead, oldest_ms }
+    }
+
+    fn feed(&self, feed: Arc<dyn Feed>) {
+        *self.shared.feed.lock() = Some(feed);
+    }
+
+    fn open_numbers(&self) -> Result<(Vec<u64>, Position), Failure> {
+        let commit = self.flush()?;
+        let numbers = self.read(reader::open_numbers)?;
+        let end = crate::event::Path { entry: u32::MAX, change: u32::MAX, index: u32::MAX };
+        Ok((numbers, Position { commit, body: u32::MAX, path: end }))
+    }
+
+    fn pending(&self, number: u64, after: Position, limit: usize) -> Result<Page, Failure> {
+        let covered = self.flush()?;
+        self.read(move |connection| reader::page(connection, number, after, limit, covered))
+    }
+
+    fn open_turns(&self, after: TurnId, limit: usize) -> Result<Vec<OpenTurn>, Failure> {
+        let instance = self.instance;
+        self.read(move |connection| tables::open_turns(connection, instance, after, limit))
+    }
+
+    fn history(&self, session: &str, limit: usize) -> Result<Vec<Said>, Failure> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let session = session.to_owned();
+        self.read(move |connection| reader::history(connection, &session, limit))
+    }
+
+    fn answered(&self, new: NewTurn) -> Result<OpenTurn, Failure> {
+        let id = self.next_turn.fetch_add(1, Relaxed);
+        let replies = new.replies.into_iter().enumerate();
+        let turn = OpenTurn {
+            id,
+            items: new.items,
+            number: new.number,
+            conversation: new.conversation,
+            phone_number_id: new.phone_number_id,
+            to: new.to,
+            stored_ms: clock::now(),
+            replies: replies
+                .map(|(nth, body)| Reply {
+                    id: ReplyKey { turn: id, nth: nth as u32 }.id(self.instance),
+                    body,
+                    state: ReplyState::Stored,
+                })
+                .collect(),
+        };
+        let stored = Stored {
+            turn: turn.clone(),
+            session: new.session,
+            remember: new.remember,
+            history_max: new.history_max,
+        };
+        self.change_now(Change::Answered(Box::new(stored)))?;
+        Ok(turn)
+    }
+
+    fn sending(&self, reply_id: &str, number: u64) -> Result<(), Failure> {
+        let key = self.key(reply_id)?;
+        self.shared.flights.begin(reply_id, key, number);
+        self.change_now(Change::Sending(key))
+    }
+
+    fn sent(&self, reply_id: &str, wamid: &str) {
+        if let Ok(key) = self.key(reply_id) {
+            self.change(Change::Sent(key, wamid.to_owned()));
+        }
+    }
+
+    fn unsent(&self, reply_id: &str) {
+        if let Ok(key) = self.key(reply_id) {
+            self.shared.flights.end(reply_id);
+            self.change(Change::Unsent(key));
+        }
+    }
+
+    fn reply_dead(&self, reply_id: &str, reason: &Reason, detail: &str) {
+        if let Ok(key) = self.key(reply_id) {
+            self.change(Change::ReplyDead(key, reason.clone(), detail.to_owned()));
+        }
+    }
+
+    fn evidence(&self, reply_id: &str, within: Duration) -> Option<Evidence> {
+        self.shared.flights.wait(reply_id, within)
+    }
+
+    fn settle(&self, items: &[ItemId], state: State, reason: &Reason, detail: &str) {
+        self.change(Change::Settle(items.to_vec(), state, reason.clone(), detail.to_owned()));
+    }
+
+    fn close(&self) -> Result<(), Failure> {
+        self.shared.queue.refuse(Refusal::Draining);
+        let (keeper, done) = promise();
+        self.shared.queue.order(Order::Close(keeper));
+        done.wait_within(ACK_MAX).ok_or_else(gone)
+    }
+}
+
+fn gone() -> Failure {
+    failed("the committer has ended".to_owned())
+}
+
+fn failed(detail: String) -> Failure {
+    Failure {
+        source: Source::Inbox,
+        verdict: Verdict::Retry { after: None },
+        reason: Reason::fixed("inbox_failed"),
+        detail,
+    }
+}

@@ -1,0 +1,260 @@
+//! What waits for the committer: bodies of requests and changes of state, in one bounded list that it swaps out whole.
+//!
+//! A request's buffers travel with it and come back when the commit is done, so a connection allocates once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use may::sync::Blocker;
+use parking_lot::{Condvar, Mutex};
+
+use super::promise::Keeper;
+use super::tables::Change;
+use super::{Refusal, Ticket};
+use crate::clock;
+use crate::event::Item;
+
+/// Bodies that may wait for a commit. At 750 bytes each this is a second of full load.
+pub const BODIES_MAX: usize = 65_536;
+/// Bytes of bodies that may wait for a commit.
+pub const BYTES_MAX: usize = 64 << 20;
+/// A buffer that grew beyond this is given back after its request.
+const BUFFER_KEPT_MAX: usize = 64 << 10;
+
+/// A body on its way into a commit.
+pub struct Append {
+    pub body: Vec<u8>,
+    pub items: Vec<Item>,
+    pub app: u64,
+    pub at: Duration,
+    waiter: Arc<Waiter>,
+    generation: u64,
+}
+
+impl Append {
+    /// Records the outcome and gives the buffers back. The waiter still has to be woken.
+    pub fn done(mut self, outcome: Result<(), Refusal>) -> Arc<Waiter> {
+        self.body.clear();
+        self.items.clear();
+        let mut state = self.waiter.state.lock();
+        if state.generation == self.generation && state.outcome.is_none() {
+            state.outcome = Some(outcome);
+        }
+        state.spare = Some((self.body, self.items));
+        drop(state);
+        self.waiter
+    }
+
+    /// For the look-out for late commits: enough to end the wait without the buffers.
+    pub fn handle(&self) -> Handle {
+        Handle { waiter: Arc::clone(&self.waiter), generation: self.generation, at: self.at }
+    }
+}
+
+/// Ends a wait from outside the committer.
+pub struct Handle {
+    waiter: Arc<Waiter>,
+    generation: u64,
+    /// When the request was queued.
+    pub at: Duration,
+}
+
+impl Handle {
+    /// The waiter gets `refusal`, unless its commit is done.
+    pub fn refuse(&self, refusal: Refusal) {
+        let mut state = self.waiter.state.lock();
+        if state.generation != self.generation || state.outcome.is_some() {
+            return;
+        }
+        state.outcome = Some(Err(refusal));
+        drop(state);
+        self.waiter.blocker.unpark();
+    }
+}
+
+/// Something other than a body.
+pub enum Order {
+    /// Changes of state, applied in the next transaction; the keeper is kept when they are durable.
+    Change(Change, Option<Keeper<()>>),
+    /// Everything before it is committed; answers how far the items reach.
+    Flush(Keeper<u64>),
+    /// The last order.
+    Close(Keeper<()>),
+}
+
+/// A connection's wait, reused from request to request.
+pub struct Waiter {
+    state: Mutex<WaiterState>,
+    blocker: Arc<Blocker>,
+}
+
+impl Waiter {
+    /// Resumes the connection's coroutine.
+    pub fn wake(&self) {
+        self.blocker.unpark();
+    }
+}
+
+struct WaiterState {
+    generation: u64,
+    outcome: Option<Result<(), Refusal>>,
+    spare: Option<(Vec<u8>, Vec<Item>)>,
+}
+
+/// The list itself.
+pub struct Queue {
+    list: Mutex<List>,
+    arrived: Condvar,
+    refusal: Mutex<Option<Refusal>>,
+    refuses: AtomicBool,
+}
+
+#[derive(Default)]
+struct List {
+    appends: Vec<Append>,
+    orders: Vec<Order>,
+    bytes: usize,
+    committer_sleeps: bool,
+}
+
+impl Queue {
+    pub fn new() -> Self {
+        Self {
+            list: Mutex::default(),
+            arrived: Condvar::new(),
+            refusal: Mutex::new(None),
+            refuses: AtomicBool::new(false),
+        }
+    }
+
+    /// Why nothing is accepted, if so.
+    pub fn refusal(&self) -> Option<Refusal> {
+        if self.refuses.load(Ordering::Acquire) { *self.refusal.lock() } else { None }
+    }
+
+    /// From now on nothing is accepted. Poison is never replaced by a milder reason.
+    pub fn refuse(&self, refusal: Refusal) {
+        let mut current = self.refusal.lock();
+        if *current != Some(Refusal::Poisoned) {
+            *current = Some(refusal);
+        }
+        self.refuses.store(true, Ordering::Release);
+    }
+
+    fn append(&self, append: Append) -> Result<(), (Append, Refusal)> {
+        if let Some(refusal) = self.refusal() {
+            return Err((append, refusal));
+        }
+        let mut list = self.list.lock();
+        if list.appends.len() >= BODIES_MAX || list.bytes + append.body.len() > BYTES_MAX {
+            return Err((append, Refusal::Full));
+        }
+        list.bytes += append.body.len();
+        list.appends.push(append);
+        self.ring(list);
+        Ok(())
+    }
+
+    /// An order is always taken: what it changes was acknowledged long ago.
+    pub fn order(&self, order: Order) {
+        let mut list = self.list.lock();
+        list.orders.push(order);
+        self.ring(list);
+    }
+
+    fn ring(&self, mut list: parking_lot::MutexGuard<'_, List>) {
+        let sleeps = std::mem::take(&mut list.committer_sleeps);
+        drop(list);
+        if sleeps {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Swaps what waits into the two (empty) lists; sleeps at most `patience` if nothing does.
+    pub fn drain(&self, appends: &mut Vec<Append>, orders: &mut Vec<Order>, patience: Duration) {
+        let mut list = self.list.lock();
+        if list.appends.is_empty() && list.orders.is_empty() {
+            list.committer_sleeps = true;
+            self.arrived.wait_for(&mut list, patience);
+            list.committer_sleeps = false;
+        }
+        std::mem::swap(&mut list.appends, appends);
+        std::mem::swap(&mut list.orders, orders);
+        list.bytes = 0;
+    }
+
+    /// Requests that wait since before `since`, oldest first.
+    pub fn late(&self, since: Duration) -> Vec<Handle> {
+        let list = self.list.lock();
+        list.appends.iter().take_while(|a| a.at < since).map(Append::handle).collect()
+    }
+
+    pub fn ticket(self: &Arc<Self>) -> Connection {
+        let state = WaiterState { generation: 0, outcome: None, spare: None };
+        let waiter = Arc::new(Waiter { state: Mutex::new(state), blocker: Blocker::current() });
+        Connection { queue: Arc::clone(self), waiter, body: Vec::new(), items: Vec::new() }
+    }
+}
+
+/// See [`Ticket`].
+pub struct Connection {
+    queue: Arc<Queue>,
+    waiter: Arc<Waiter>,
+    body: Vec<u8>,
+    items: Vec<Item>,
+}
+
+impl Ticket for Connection {
+    fn body(&mut self) -> &mut Vec<u8> {
+        &mut self.body
+    }
+
+    fn body_and_items(&mut self) -> (&[u8], &mut Vec<Item>) {
+        (&self.body, &mut self.items)
+    }
+
+    fn append(&mut self, app: u64) -> Result<(), Refusal> {
+        let generation = {
+            let mut state = self.waiter.state.lock();
+            state.generation += 1;
+            state.outcome = None;
+            state.generation
+        };
+        let append = Append {
+            body: std::mem::take(&mut self.body),
+            items: std::mem::take(&mut self.items),
+            app,
+            at: clock::monotonic(),
+            waiter: Arc::clone(&self.waiter),
+            generation,
+        };
+        if let Err((append, refusal)) = self.queue.append(append) {
+            append.done(Err(refusal));
+        }
+        loop {
+            let mut state = self.waiter.state.lock();
+            if let Some(outcome) = state.outcome.take() {
+                let spare = state.spare.take();
+                drop(state);
+                if let Some((body, items)) = spare {
+                    self.take_back(body, items);
+                }
+                return outcome;
+            }
+            drop(state);
+            let _ = self.waiter.blocker.park(None);
+        }
+    }
+}
+
+impl Connection {
+    fn take_back(&mut self, body: Vec<u8>, items: Vec<Item>) {
+        if body.capacity() <= BUFFER_KEPT_MAX {
+            self.body = body;
+        }
+        if items.capacity() * size_of::<Item>() <= BUFFER_KEPT_MAX {
+            self.items = items;
+        }
+    }
+}
