@@ -1,1 +1,303 @@
-//! (written next)
+//! The business sentence: credentials = directory; reply = agent; stored; sent; settled.
+//!
+//! A turn can stop after any step and go on from what the inbox holds: before the answer is stored it asks again with
+//! the same turn id, after it never again; a send whose outcome is unknown waits for the status webhook that names it.
+
+mod send;
+mod typing;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::agent::{self, Agent, Ask};
+use crate::clock::{self, UnixMillis};
+use crate::config;
+use crate::directory::Directory;
+use crate::dispatcher::{Job, Outcome, Runner};
+use crate::event::{Business, ItemId, Message, Said, hash64};
+use crate::failure::{Failure, Reason, Scope, Verdict};
+use crate::graph::Graph;
+use crate::inbox::{Inbox, NewTurn, State, Work};
+use crate::ops::metrics::{Counter, Family, Histogram, Metric};
+use crate::secret::masked;
+use crate::webhook::unpack;
+
+/// Turns by what they came to.
+pub static TURNS: Family<5> = Family::new(
+    "turns_total",
+    "Turns by outcome.",
+    "outcome",
+    ["sent", "no_reply", "kept", "dead", "retried"],
+);
+/// From the receipt of the turn's first message to Graph's acceptance of its last reply.
+pub static REPLY_SECONDS: Histogram =
+    Histogram::new("reply_seconds", "From receipt of a message to Graph's acceptance of its reply.");
+/// Replies that Graph accepted.
+pub static REPLIES: Counter = Counter::new("replies_total", "Reply messages accepted by Graph.");
+/// Fallback texts.
+pub static FALLBACKS: Counter = Counter::new("fallbacks_total", "Turns answered with AGENT_FALLBACK_TEXT.");
+
+/// All of the above.
+pub static METRICS: &[&dyn Metric] = &[&TURNS, &REPLY_SECONDS, &REPLIES, &FALLBACKS];
+
+const SENT: usize = 0;
+const NO_REPLY: usize = 1;
+const KEPT: usize = 2;
+const DEAD: usize = 3;
+const RETRIED: usize = 4;
+
+/// Waits longer than this are cut into slices, so that a drain ends them.
+const SLICE: Duration = Duration::from_millis(500);
+
+/// Runs turns; see [`Runner`].
+pub struct Turns {
+    /// Where items and answers are.
+    pub inbox: Arc<dyn Inbox>,
+    /// Whose number it is.
+    pub directory: Arc<dyn Directory>,
+    /// Who answers.
+    pub agent: Arc<dyn Agent>,
+    /// Who sends.
+    pub graph: Arc<dyn Graph>,
+    /// Ages and deadlines.
+    pub config: config::Turn,
+    /// Attempts, fallback, memory.
+    pub agent_config: config::Agent,
+    /// Set when the service stops: long waits end, their jobs stay on disk.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// Fresh works of one job, read.
+struct Batch {
+    works: Vec<Work>,
+    messages: Vec<Message>,
+    attempt: u32,
+}
+
+impl Runner for Turns {
+    fn run(&self, job: Job) -> Outcome {
+        match job {
+            Job::Fresh { works, attempt } => self.fresh(works, attempt),
+            Job::Open { turn, attempt } => self.open(turn, attempt),
+        }
+    }
+}
+
+impl Turns {
+    fn fresh(&self, works: Vec<Work>, attempt: u32) -> Outcome {
+        let messages = match read(&works) {
+            Ok(messages) => messages,
+            Err(()) => return self.unreadable(works),
+        };
+        let mut batch = Batch { works, messages, attempt };
+        let now = clock::now();
+        self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
+        let Some(first) = batch.messages.first() else { return kept() };
+        let business = match self.directory.by_number(&first.phone_number_id) {
+            Ok(business) => business,
+            Err(failure) => return self.no_business(batch, &failure),
+        };
+        if let Some(app) = &business.meta_app {
+            let app = hash64(&[app.as_bytes()]);
+            self.keep(&mut batch, "wrong_app", |work, _| work.app != app);
+        }
+        if batch.messages.is_empty() { kept() } else { self.answer(batch, &business) }
+    }
+
+    /// Settles the messages that `rule` names as kept, and takes them out of the batch.
+    fn keep(&self, batch: &mut Batch, reason: &'static str, rule: impl Fn(&Work, &Message) -> bool) {
+        let named: Vec<bool> = batch.works.iter().zip(&batch.messages).map(|(w, m)| rule(w, m)).collect();
+        if !named.contains(&true) {
+            return;
+        }
+        let ids: Vec<ItemId> =
+            batch.works.iter().zip(&named).filter(|(_, n)| **n).map(|(w, _)| w.id).collect();
+        log::info!("turn: {} message(s) kept: {reason}", ids.len());
+        self.inbox.settle(&ids, State::Kept, &Reason::fixed(reason), "");
+        let mut kept = named.iter();
+        batch.works.retain(|_| !kept.next().copied().unwrap_or(false));
+        let mut kept = named.iter();
+        batch.messages.retain(|_| !kept.next().copied().unwrap_or(false));
+    }
+
+    fn is_too_old(&self, sent_ms: UnixMillis, now: UnixMillis) -> bool {
+        now.saturating_sub(sent_ms) > self.config.reply_max_age.as_millis() as u64
+    }
+
+    fn unreadable(&self, works: Vec<Work>) -> Outcome {
+        let reason = Reason::fixed("unreadable");
+        log::error!("turn: {} message(s) dead: their body can't be read again", works.len());
+        self.inbox.settle(&ids(&works), State::Dead, &reason, "the stored body can't be read");
+        TURNS.inc(DEAD);
+        Outcome::Done
+    }
+
+    fn no_business(&self, batch: Batch, failure: &Failure) -> Outcome {
+        let number = batch.messages.first().map_or(String::new(), |m| masked(&m.phone_number_id));
+        log::warn!("turn: number {number}: {failure}");
+        self.failed_before_answer(batch, failure)
+    }
+
+    /// One policy for what fails before an answer is stored.
+    fn failed_before_answer(&self, batch: Batch, failure: &Failure) -> Outcome {
+        let ids = ids(&batch.works);
+        let again = Job::Fresh { works: batch.works, attempt: batch.attempt.saturating_add(1) };
+        match failure.verdict {
+            Verdict::Dead => {
+                self.inbox.settle(&ids, State::Dead, &failure.reason, &failure.detail);
+                TURNS.inc(DEAD);
+                Outcome::Done
+            }
+            Verdict::Park { scope, after } => {
+                self.inbox.settle(&ids, State::Parked, &failure.reason, &failure.detail);
+                TURNS.inc(RETRIED);
+                Outcome::Hold { job: again, scope, after }
+            }
+            Verdict::Retry { after } => {
+                TURNS.inc(RETRIED);
+                Outcome::Again { job: again, after }
+            }
+            Verdict::Unknown => {
+                TURNS.inc(RETRIED);
+                Outcome::Again { job: again, after: None }
+            }
+        }
+    }
+
+    fn answer(&self, batch: Batch, business: &Arc<Business>) -> Outcome {
+        let first = &batch.messages[0];
+        let last = &batch.messages[batch.messages.len() - 1];
+        let session = format!("{}:{}", business.sub_domain, first.conversation);
+        let phone_number_id = first.phone_number_id.clone();
+        let typing = typing::Typing::start(&self.graph, business, &phone_number_id, &last.wamid);
+        let history = match self.history(&session) {
+            Ok(history) => history,
+            Err(failure) => return self.failed_before_answer(batch, &failure),
+        };
+        let ask = Ask {
+            turn_id: &turn_id(&batch.works),
+            session: &session,
+            business,
+            phone_number_id: &phone_number_id,
+            customer: &last.customer,
+            messages: &batch.messages,
+            history: &history,
+        };
+        let answered = self.agent.answer(&ask);
+        typing.stop();
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(failure) => match self.fallback(&failure, batch.attempt) {
+                Some(answer) => answer,
+                None => return self.agent_failed(batch, failure),
+            },
+        };
+        let received_ms = batch.works[0].received_ms;
+        let stored = self.inbox.answered(NewTurn {
+            items: ids(&batch.works),
+            number: batch.works[0].number,
+            conversation: batch.works[0].conversation,
+            phone_number_id,
+            to: last.reply_to.clone(),
+            session,
+            replies: answer.replies,
+            remember: answer.remember,
+            history_max: self.agent_config.history,
+        });
+        match stored {
+            Err(failure) => self.failed_before_answer(batch, &failure),
+            Ok(turn) if turn.replies.is_empty() => {
+                TURNS.inc(NO_REPLY);
+                Outcome::Done
+            }
+            Ok(turn) => self.send_all(turn, 0, business, Some(received_ms)),
+        }
+    }
+
+    fn history(&self, session: &str) -> Result<Vec<Said>, Failure> {
+        let limit = match self.agent_config.kind {
+            config::AgentKind::Echo => 0,
+            _ => self.agent_config.history,
+        };
+        self.inbox.history(session, limit)
+    }
+
+    /// The fallback text, once the last attempt has failed.
+    fn fallback(&self, failure: &Failure, attempt: u32) -> Option<agent::Answer> {
+        let retryable = matches!(failure.verdict, Verdict::Retry { .. } | Verdict::Unknown);
+        if !retryable || attempt + 1 < self.agent_config.attempts {
+            return None;
+        }
+        let text = self.agent_config.fallback_text.as_deref()?;
+        log::warn!("turn: {failure}; sending the fallback text");
+        FALLBACKS.inc();
+        Some(agent::fallback(text))
+    }
+
+    fn agent_failed(&self, batch: Batch, mut failure: Failure) -> Outcome {
+        let retryable = matches!(failure.verdict, Verdict::Retry { .. } | Verdict::Unknown);
+        if retryable && batch.attempt + 1 >= self.agent_config.attempts {
+            failure.verdict = Verdict::Dead;
+        }
+        log::warn!("turn: {failure} (attempt {})", batch.attempt + 1);
+        self.failed_before_answer(batch, &failure)
+    }
+
+    /// Sleeps; false if the service began to stop meanwhile.
+    fn wait(&self, duration: Duration) -> bool {
+        let until = clock::monotonic() + duration;
+        loop {
+            let left = until.saturating_sub(clock::monotonic());
+            if left.is_zero() {
+                return true;
+            }
+            if self.draining.load(Relaxed) {
+                return false;
+            }
+            clock::sleep(left.min(SLICE));
+        }
+    }
+}
+
+fn kept() -> Outcome {
+    TURNS.inc(KEPT);
+    Outcome::Done
+}
+
+fn ids(works: &[Work]) -> Vec<ItemId> {
+    works.iter().map(|work| work.id).collect()
+}
+
+/// When the customer sent it; when we received it where Meta's timestamp makes no sense.
+fn sent_ms(work: &Work, message: &Message) -> UnixMillis {
+    if message.timestamp == 0 { work.received_ms } else { message.timestamp.saturating_mul(1000) }
+}
+
+/// The same for every attempt at the same messages, also after a restart.
+fn turn_id(works: &[Work]) -> String {
+    let parts: Vec<[u8; 8]> =
+        works.iter().flat_map(|w| [w.id.timestamp.to_le_bytes(), w.id.key.to_le_bytes()]).collect();
+    let parts: Vec<&[u8]> = parts.iter().map(<[u8; 8]>::as_slice).collect();
+    format!("turn-{:016x}", hash64(&parts))
+}
+
+/// Takes the messages out of their bodies; works of one body stand together.
+fn read(works: &[Work]) -> Result<Vec<Message>, ()> {
+    let mut messages = Vec::with_capacity(works.len());
+    for group in works.chunk_by(|a, b| Arc::ptr_eq(&a.body, &b.body)) {
+        let paths: Vec<_> = group.iter().map(|work| work.position.path).collect();
+        let read = unpack::messages(&group[0].body, &paths).map_err(drop)?;
+        messages.extend(read);
+    }
+    if messages.len() == works.len() { Ok(messages) } else { Err(()) }
+}
+
+/// Holds of a whole business are logged once, with what to do.
+fn hint(scope: Scope, failure: &Failure) -> &'static str {
+    match (scope, failure.reason.as_str()) {
+        (Scope::Business, "graph_190" | "graph_0") => "; give it a new token with `business add`",
+        (Scope::Business, "token_invalid") => "; ENCRYPTION_SECRET does not fit its stored token",
+        _ => "",
+    }
+}

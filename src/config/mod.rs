@@ -1,6 +1,9 @@
 //! The environment as plain structs, one per module. Read once, from a lookup function; every mistake is named at
 //! once and no value is ever printed.
 
+pub mod read;
+pub mod vars;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -233,6 +233,10 @@ impl Inbox for Embedded {
         self.shared.flights.wait(reply_id, within)
     }
 
+    fn forget(&self, reply_id: &str) {
+        self.shared.flights.end(reply_id);
+    }
+
     fn settle(&self, items: &[ItemId], state: State, reason: &Reason, detail: &str) {
         self.change(Change::Settle(items.to_vec(), state, reason.clone(), detail.to_owned()));
     }

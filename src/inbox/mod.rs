@@ -306,6 +306,8 @@ pub trait Inbox: Send + Sync + 'static {
     fn reply_dead(&self, reply_id: &str, reason: &Reason, detail: &str);
     /// Waits until a status webhook names the reply, at most `within`; `None` if none did.
     fn evidence(&self, reply_id: &str, within: Duration) -> Option<Evidence>;
+    /// The evidence was seen: it need not be kept for another wait.
+    fn forget(&self, reply_id: &str);
     /// Sets state and reason of items. Rides in a later commit.
     fn settle(&self, items: &[ItemId], state: State, reason: &Reason, detail: &str);
     /// Commits what rides in later commits, and stops accepting. Blocks the thread; for the end of a drain.

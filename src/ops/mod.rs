@@ -1,6 +1,9 @@
 //! Metrics, health, admin, signals, sd_notify, drain: at the side of the flow.
 
+pub mod console;
+pub mod lifecycle;
 pub mod metrics;
+pub mod process;
 
 /// What the edge's routes beside the webhook show and do. No call blocks a worker.
 pub trait Console: Send + Sync + 'static {

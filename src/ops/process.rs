@@ -1,0 +1,31 @@
+//! What the process asks of the kernel before it does anything else. The only unsafe lines here are those calls.
+
+use std::time::Duration;
+
+/// Stack of a coroutine, in bytes: TLS works from 64 KiB in release builds; debug builds need about twice as much.
+const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 << 10 } else { 128 << 10 };
+/// How long an idle worker sleeps in the kernel before it looks around.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+
+/// Call before the first coroutine. `workers` 0: one per core.
+pub fn configure_coroutines(workers: usize) {
+    let config = may::config();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.set_workers(if workers == 0 { cores } else { workers });
+    config.set_stack_size(STACK_BYTES / size_of::<usize>());
+    config.set_pool_capacity(4096);
+    config.set_worker_pin(false);
+    config.set_timeout_ns(IDLE_POLL.as_nanos() as u64);
+}
+
+/// No core dumps, since they would hold tokens; no huge pages, since a connection's two buffers would take 2 MiB each.
+#[allow(unsafe_code, reason = "prctl and setrlimit have no safe wrapper in the standard library")]
+pub fn harden() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain system calls on constants; `none` outlives the call that reads it.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+    }
+}

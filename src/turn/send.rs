@@ -1,0 +1,194 @@
+//! Sending a stored answer, one reply after the other, each settled before the next begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{DEAD, REPLIES, REPLY_SECONDS, RETRIED, SENT, SLICE, TURNS, Turns, hint};
+use crate::clock;
+use crate::dispatcher::{Job, Outcome};
+use crate::event::Business;
+use crate::failure::{Failure, Reason, Scope, Verdict};
+use crate::graph::Send;
+use crate::inbox::{OpenTurn, ReplyState, State};
+use crate::secret::masked;
+
+/// What one reply came to.
+enum Step {
+    Settled,
+    Again(Option<Duration>),
+    Hold(Scope, Option<Duration>),
+}
+
+impl Turns {
+    /// A stored answer that was not all sent: after a failure, or after a restart.
+    pub(super) fn open(&self, turn: OpenTurn, attempt: u32) -> Outcome {
+        match self.directory.by_number(&turn.phone_number_id) {
+            Ok(business) => self.send_all(turn, attempt, &business, None),
+            Err(failure) => {
+                log::warn!("turn {}: {failure}", turn.id);
+                match failure.verdict {
+                    Verdict::Dead => {
+                        for reply in turn.replies.iter().filter(|r| is_unsettled(r.state)) {
+                            self.inbox.reply_dead(&reply.id, &failure.reason, &failure.detail);
+                        }
+                        TURNS.inc(DEAD);
+                        Outcome::Done
+                    }
+                    Verdict::Park { scope, after } => {
+                        self.inbox.settle(&turn.items, State::Answered, &failure.reason, &failure.detail);
+                        hold(turn, attempt, scope, after)
+                    }
+                    Verdict::Retry { after } => again(turn, attempt, after),
+                    Verdict::Unknown => again(turn, attempt, None),
+                }
+            }
+        }
+    }
+
+    /// Sends what is unsettled. `received_ms` only where nothing else delayed the turn: for the latency metric.
+    pub(super) fn send_all(
+        &self,
+        mut turn: OpenTurn,
+        attempt: u32,
+        business: &Arc<Business>,
+        received_ms: Option<u64>,
+    ) -> Outcome {
+        let mut died = false;
+        for nth in 0..turn.replies.len() {
+            if !is_unsettled(turn.replies[nth].state) {
+                continue;
+            }
+            match self.send_one(&mut turn, nth, business) {
+                Step::Settled => died |= turn.replies[nth].state == ReplyState::Dead,
+                Step::Again(after) => return again(turn, attempt, after),
+                Step::Hold(scope, after) => return hold(turn, attempt, scope, after),
+            }
+        }
+        if let (Some(received_ms), false) = (received_ms, died) {
+            REPLY_SECONDS.observe(Duration::from_millis(clock::now().saturating_sub(received_ms)));
+        }
+        TURNS.inc(if died { DEAD } else { SENT });
+        Outcome::Done
+    }
+
+    fn send_one(&self, turn: &mut OpenTurn, nth: usize, business: &Arc<Business>) -> Step {
+        if turn.replies[nth].state == ReplyState::Sending && !self.settle_unknown(turn, nth) {
+            return Step::Again(None);
+        }
+        if turn.replies[nth].state != ReplyState::Stored {
+            return Step::Settled;
+        }
+        if self.is_too_old(turn.stored_ms, clock::now()) {
+            return self.dead(turn, nth, &Reason::fixed("too_old"), "not sent within REPLY_MAX_AGE");
+        }
+        if !self.wait(self.graph.reserve(&turn.phone_number_id, &turn.to)) {
+            return Step::Again(None);
+        }
+        let id = turn.replies[nth].id.clone();
+        if let Err(failure) = self.inbox.sending(&id, turn.number) {
+            log::warn!("turn {}: {failure}", turn.id);
+            return Step::Again(None);
+        }
+        let sent = self.graph.send(&Send {
+            business,
+            phone_number_id: &turn.phone_number_id,
+            to: &turn.to,
+            body: &turn.replies[nth].body,
+            reply_id: &id,
+            in_reply_to: None,
+        });
+        match sent {
+            Ok(wamid) => {
+                self.inbox.sent(&id, &wamid);
+                turn.replies[nth].state = ReplyState::Sent;
+                REPLIES.inc();
+                Step::Settled
+            }
+            Err(failure) => self.send_failed(turn, nth, &failure),
+        }
+    }
+
+    fn send_failed(&self, turn: &mut OpenTurn, nth: usize, failure: &Failure) -> Step {
+        let id = turn.replies[nth].id.clone();
+        let number = masked(&turn.phone_number_id);
+        match failure.verdict {
+            Verdict::Dead => {
+                log::warn!("turn {}: reply {id} dead: {failure}", turn.id);
+                self.dead(turn, nth, &failure.reason, &failure.detail)
+            }
+            Verdict::Retry { after } => {
+                log::info!("turn {}: reply {id} again: {failure}", turn.id);
+                self.inbox.unsent(&id);
+                Step::Again(after)
+            }
+            Verdict::Park { scope, after } => {
+                log::warn!(
+                    "turn {}: number {number} held ({scope:?}): {failure}{}",
+                    turn.id,
+                    hint(scope, failure)
+                );
+                self.inbox.unsent(&id);
+                self.inbox.settle(&turn.items, State::Answered, &failure.reason, &failure.detail);
+                Step::Hold(scope, after)
+            }
+            Verdict::Unknown => {
+                log::warn!(
+                    "turn {}: reply {id} may have gone out, waiting for its status: {failure}",
+                    turn.id
+                );
+                turn.replies[nth].state = ReplyState::Sending;
+                if self.settle_unknown(turn, nth) && turn.replies[nth].state == ReplyState::Sent {
+                    return Step::Settled;
+                }
+                Step::Again(None)
+            }
+        }
+    }
+
+    /// Waits for the status webhook that names the reply. Then it is `Sent`; or `Stored` again, when none came within
+    /// SEND_SETTLE. False if the service stops meanwhile: still unknown.
+    fn settle_unknown(&self, turn: &mut OpenTurn, nth: usize) -> bool {
+        let id = turn.replies[nth].id.clone();
+        let until = clock::monotonic() + self.config.send_settle;
+        loop {
+            let left = until.saturating_sub(clock::monotonic());
+            if self.inbox.evidence(&id, left.min(SLICE)).is_some() {
+                log::info!("turn {}: reply {id} went out: a status names it", turn.id);
+                turn.replies[nth].state = ReplyState::Sent;
+                self.inbox.forget(&id);
+                REPLIES.inc();
+                return true;
+            }
+            if left.is_zero() {
+                break;
+            }
+            if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
+                return false;
+            }
+        }
+        log::info!("turn {}: no status names reply {id}: it goes out again", turn.id);
+        self.inbox.unsent(&id);
+        turn.replies[nth].state = ReplyState::Stored;
+        true
+    }
+
+    fn dead(&self, turn: &mut OpenTurn, nth: usize, reason: &Reason, detail: &str) -> Step {
+        self.inbox.reply_dead(&turn.replies[nth].id, reason, detail);
+        turn.replies[nth].state = ReplyState::Dead;
+        Step::Settled
+    }
+}
+
+fn is_unsettled(state: ReplyState) -> bool {
+    matches!(state, ReplyState::Stored | ReplyState::Sending)
+}
+
+fn again(turn: OpenTurn, attempt: u32, after: Option<Duration>) -> Outcome {
+    TURNS.inc(RETRIED);
+    Outcome::Again { job: Job::Open { turn, attempt: attempt.saturating_add(1) }, after }
+}
+
+fn hold(turn: OpenTurn, attempt: u32, scope: Scope, after: Option<Duration>) -> Outcome {
+    TURNS.inc(RETRIED);
+    Outcome::Hold { job: Job::Open { turn, attempt: attempt.saturating_add(1) }, scope, after }
+}
