@@ -1,0 +1,549 @@
+//! The directory over a store that counts, fails and hangs on demand, and over the embedded one; the `business`
+//! commands end to end.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use whatsapp_webhook::cli::business::{self, Add, Command};
+use whatsapp_webhook::clock;
+use whatsapp_webhook::config;
+use whatsapp_webhook::directory::lookup::{ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX};
+use whatsapp_webhook::directory::store::{Record, Store, StoreError};
+use whatsapp_webhook::directory::tokens::Keys;
+use whatsapp_webhook::directory::{self, Directory};
+use whatsapp_webhook::failure::{Failure, Scope, Verdict};
+use whatsapp_webhook::secret::Secret;
+
+const SECRET: &str = "an encryption secret";
+const TTL: Duration = Duration::from_secs(300);
+
+fn config(data_dir: &Path) -> config::Directory {
+    config::Directory {
+        data_dir: data_dir.to_owned(),
+        encryption_secret: Some(Secret::new(SECRET)),
+        encryption_secret_old: None,
+        cache_ttl: TTL,
+        cache_size: 1000,
+        warmup: true,
+        fallback: None,
+        pool: (100, 10),
+    }
+}
+
+fn keys() -> Keys {
+    Keys::new(Some(&Secret::new(SECRET)), None)
+}
+
+fn record(name: &str, numbers: &[&str]) -> Record {
+    Record {
+        id: format!("id-{name}"),
+        name: name.to_owned(),
+        sub_domain: name.to_owned(),
+        waba_id: "1".to_owned(),
+        phone_number_ids: numbers.iter().map(|n| (*n).to_owned()).collect(),
+        access_token: keys().encrypt(&Secret::new(format!("EAAG-{name}"))),
+        refresh_token: None,
+        token_expires_at: None,
+        enabled: true,
+        active: true,
+        meta_app: None,
+    }
+}
+
+/// A store in memory.
+#[derive(Default)]
+struct Fake {
+    records: Mutex<Vec<Record>>,
+    asked: AtomicUsize,
+    is_down: AtomicBool,
+    panics: AtomicBool,
+    takes: Mutex<Duration>,
+}
+
+impl Fake {
+    fn answer<T>(&self, answer: impl FnOnce(&[Record]) -> T) -> Result<T, StoreError> {
+        self.asked.fetch_add(1, SeqCst);
+        let takes = *self.takes.lock();
+        if !takes.is_zero() {
+            clock::sleep(takes);
+        }
+        assert!(!self.panics.load(SeqCst), "as planned");
+        if self.is_down.load(SeqCst) {
+            return Err(StoreError::Unavailable("it is away".to_owned()));
+        }
+        Ok(answer(&self.records.lock()))
+    }
+    fn asked(&self) -> usize {
+        self.asked.load(SeqCst)
+    }
+}
+
+impl Store for Fake {
+    fn by_number(&self, number: &str) -> Result<Vec<Record>, StoreError> {
+        let has = |r: &&Record| r.phone_number_ids.iter().any(|n| n == number);
+        self.answer(|records| records.iter().filter(has).cloned().collect())
+    }
+    fn by_subdomain(&self, name: &str) -> Result<Vec<Record>, StoreError> {
+        self.answer(|records| records.iter().filter(|r| r.sub_domain == name).cloned().collect())
+    }
+    fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let after = after.unwrap_or_default();
+        self.answer(|records| {
+            let mut sorted: Vec<Record> = records.iter().filter(|r| &*r.id > after).cloned().collect();
+            sorted.sort_by(|a, b| a.id.cmp(&b.id));
+            sorted.truncate(limit);
+            sorted
+        })
+    }
+    fn upsert(&self, _: Vec<Record>) -> Result<(), StoreError> {
+        unreachable!("the directory only reads")
+    }
+    fn remove(&self, _: &str) -> Result<bool, StoreError> {
+        unreachable!("the directory only reads")
+    }
+}
+
+fn over(records: Vec<Record>) -> (Arc<Fake>, Arc<Lookup>) {
+    with(records, |_| {})
+}
+
+fn with(records: Vec<Record>, change: impl FnOnce(&mut config::Directory)) -> (Arc<Fake>, Arc<Lookup>) {
+    let fake = Arc::new(Fake { records: Mutex::new(records), ..Fake::default() });
+    let mut config = config(Path::new("/nowhere"));
+    change(&mut config);
+    let lookup = Arc::new(Lookup::new(&config, fake.clone()));
+    (fake, lookup)
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn reason<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
+    result.expect_err("expected a failure").reason.to_string()
+}
+
+/// Runs `count` coroutines at once and returns what each returned; `Err` for one that panicked.
+fn together<T: Send + 'static>(
+    count: usize,
+    each: impl Fn() -> T + Send + Sync + 'static,
+) -> Vec<std::thread::Result<T>> {
+    let each = Arc::new(each);
+    let handles: Vec<_> = (0..count)
+        .map(|_| {
+            let each = each.clone();
+            may::go!(may::coroutine::Builder::new().stack_size(0x10000), move || each()).expect("spawns")
+        })
+        .collect();
+    handles.into_iter().map(may::coroutine::JoinHandle::join).collect()
+}
+
+#[test]
+fn a_hundred_coroutines_that_miss_one_number_ask_the_store_once() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    *fake.takes.lock() = Duration::from_millis(100);
+    let asking = lookup.clone();
+    let answers = together(100, move || asking.by_number("106"));
+    for answer in answers {
+        assert_eq!(answer.expect("no panic").expect("found").token.reveal(), "EAAG-cafe");
+    }
+    assert_eq!(fake.asked(), 1);
+    let stats = lookup.stats();
+    assert_eq!((stats.size, stats.hits + stats.misses), (1, 100));
+}
+
+#[test]
+fn a_failure_of_the_store_is_shared_and_can_be_retried() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    *fake.takes.lock() = Duration::from_millis(100);
+    fake.is_down.store(true, SeqCst);
+    let asking = lookup.clone();
+    for answer in together(20, move || asking.by_number("106")) {
+        let failure = answer.expect("no panic").expect_err("the store is down");
+        assert_eq!(failure.verdict, Verdict::Retry { after: None });
+        assert_eq!(failure.reason.as_str(), "directory_unavailable");
+    }
+    assert_eq!(fake.asked(), 1);
+    assert!(!lookup.is_connected());
+    fake.is_down.store(false, SeqCst);
+    assert!(lookup.by_number("106").is_ok(), "a failure is not remembered");
+    assert!(lookup.is_connected());
+}
+
+#[test]
+fn a_panic_in_the_store_hangs_nobody() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    *fake.takes.lock() = Duration::from_millis(100);
+    fake.panics.store(true, SeqCst);
+    let asking = lookup.clone();
+    let answers = together(20, move || asking.by_number("106"));
+    let panicked = answers.iter().filter(|answer| answer.is_err()).count();
+    assert_eq!(panicked, 1, "only the one that asked");
+    for answer in answers.into_iter().flatten() {
+        assert_eq!(reason(answer), "directory_unavailable");
+    }
+    fake.panics.store(false, SeqCst);
+    assert!(lookup.by_number("106").is_ok());
+}
+
+#[test]
+fn an_entry_lives_for_its_time_and_the_change_is_seen_after_it() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    assert!(lookup.by_number_at("106", at(1)).is_ok());
+    fake.records.lock()[0].access_token = keys().encrypt(&Secret::new("EAAG-second"));
+    assert_eq!(lookup.by_number_at("106", at(300)).expect("cached").token.reveal(), "EAAG-cafe");
+    assert_eq!(fake.asked(), 1);
+    assert_eq!(lookup.by_number_at("106", at(301)).expect("read again").token.reveal(), "EAAG-second");
+    fake.records.lock()[0].enabled = false;
+    assert_eq!(reason(lookup.by_number_at("106", at(700))), "business_disabled");
+    fake.is_down.store(true, SeqCst);
+    let later = at(700) + ABSENT_TTL;
+    assert_eq!(reason(lookup.by_number_at("106", later)), "directory_unavailable", "not the old entry");
+}
+
+#[test]
+fn a_clear_shows_a_change_at_once_and_forgets_refusals() {
+    let (fake, lookup) = over(vec![]);
+    assert_eq!(reason(lookup.by_number_at("106", at(1))), "no_business");
+    fake.records.lock().push(record("cafe", &["106"]));
+    assert_eq!(reason(lookup.by_number_at("106", at(1))), "no_business");
+    lookup.clear();
+    assert!(lookup.by_number_at("106", at(1)).is_ok());
+    fake.records.lock()[0].access_token = keys().encrypt(&Secret::new("EAAG-second"));
+    lookup.clear();
+    assert_eq!(lookup.stats().size, 0);
+    assert_eq!(lookup.by_number_at("106", at(1)).expect("found").token.reveal(), "EAAG-second");
+}
+
+#[test]
+fn what_was_asked_before_a_clear_is_not_cached_after_it() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    *fake.takes.lock() = Duration::from_millis(200);
+    let asking = lookup.clone();
+    let early = may::go!(move || asking.by_number("106"));
+    while fake.asked() == 0 {
+        clock::sleep(Duration::from_millis(1));
+    }
+    lookup.clear();
+    let asking = lookup.clone();
+    let late = may::go!(move || asking.by_number("106"));
+    assert!(early.join().expect("no panic").is_ok());
+    assert_eq!(lookup.stats().size, 0, "the early answer is not kept");
+    assert!(late.join().expect("no panic").is_ok());
+    assert_eq!((fake.asked(), lookup.stats().size), (2, 1));
+}
+
+#[test]
+fn a_refusal_is_remembered_for_a_short_time_and_the_numbers_of_strangers_push_nobody_out() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    assert!(lookup.by_number_at("106", at(1)).is_ok());
+    assert_eq!(reason(lookup.by_number_at("9", at(1))), "no_business");
+    assert_eq!(reason(lookup.by_number_at("9", at(2))), "no_business");
+    assert_eq!(fake.asked(), 2);
+    assert_eq!(reason(lookup.by_number_at("9", at(1) + ABSENT_TTL)), "no_business");
+    assert_eq!(fake.asked(), 3);
+    for n in 0..3 * ABSENT_MAX {
+        assert_eq!(reason(lookup.by_number_at(&format!("7{n}"), at(12))), "no_business");
+    }
+    let asked = fake.asked();
+    assert!(lookup.by_number_at("106", at(12)).is_ok());
+    assert_eq!(fake.asked(), asked, "still cached");
+    assert_eq!(reason(lookup.by_number_at(&"1".repeat(5000), at(12))), "no_business");
+    assert_eq!(fake.asked(), asked, "what can't be an id is not asked for");
+}
+
+#[test]
+fn stale_entries_are_served_while_the_store_is_away_but_not_for_ever() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    assert!(lookup.by_number_at("106", at(1)).is_ok());
+    fake.is_down.store(true, SeqCst);
+    assert!(lookup.by_number_at("106", at(400)).is_ok());
+    assert_eq!(fake.asked(), 2);
+    assert!(lookup.by_number_at("106", at(401)).is_ok());
+    assert_eq!(fake.asked(), 2, "the store is left alone for a while");
+    assert!(lookup.by_number_at("106", at(400) + RETRY_AFTER).is_ok());
+    assert_eq!(fake.asked(), 3);
+    assert_eq!(reason(lookup.by_number_at("107", at(500))), "directory_unavailable");
+    let end = at(1) + TTL + STALE_MAX;
+    assert!(lookup.by_number_at("106", end - at(1)).is_ok());
+    assert_eq!(reason(lookup.by_number_at("106", end)), "directory_unavailable");
+    fake.is_down.store(false, SeqCst);
+    assert!(lookup.by_number_at("106", end).is_ok());
+}
+
+#[test]
+fn who_has_a_stale_entry_does_not_wait_for_a_store_that_hangs() {
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    assert!(lookup.by_number_at("106", at(1)).is_ok());
+    *fake.takes.lock() = Duration::from_secs(2);
+    let asking = lookup.clone();
+    let leads = may::go!(move || asking.by_number_at("106", at(400)));
+    while fake.asked() < 2 {
+        clock::sleep(Duration::from_millis(1));
+    }
+    let before = clock::monotonic();
+    assert!(lookup.by_number_at("106", at(400)).is_ok());
+    assert!(clock::monotonic() - before < Duration::from_millis(1500));
+    assert!(leads.join().expect("no panic").is_ok());
+}
+
+#[test]
+fn the_cache_holds_no_more_than_its_size_and_lets_go_of_the_oldest() {
+    let numbers: Vec<String> = (0..20).map(|n| format!("10{n}")).collect();
+    let records = numbers.iter().map(|n| record(n, &[n])).collect();
+    let (fake, lookup) = with(records, |config| config.cache_size = 10);
+    for number in &numbers {
+        assert!(lookup.by_number_at(number, at(1)).is_ok());
+    }
+    assert_eq!(lookup.stats().size, 10);
+    for number in &numbers[10..] {
+        assert!(lookup.by_number_at(number, at(1)).is_ok());
+    }
+    assert_eq!(fake.asked(), 20, "the younger half is there");
+    assert!(lookup.by_number_at(&numbers[0], at(1)).is_ok());
+    assert_eq!(fake.asked(), 21);
+}
+
+#[test]
+fn two_live_businesses_with_one_number_are_both_refused() {
+    let mut off = record("off", &["106", "107"]);
+    off.active = false;
+    let records = vec![record("a", &["106"]), record("b", &["106", "108"]), off, record("c", &["107"])];
+    let (_, lookup) = over(records);
+    assert_eq!(reason(lookup.by_number_at("106", at(1))), "business_ambiguous");
+    assert_eq!(lookup.by_number_at("107", at(1)).expect("one is live").sub_domain, "c");
+    assert_eq!(lookup.by_number_at("108", at(1)).expect("sole").sub_domain, "b");
+    lookup.clear();
+    assert_eq!(lookup.warm_up(), Ok(2), "b by its other number, and c");
+    assert_eq!(reason(lookup.by_number("106")), "business_ambiguous", "not guessed by the warm-up");
+}
+
+#[test]
+fn fallback_credentials_are_used_only_where_the_directory_has_none() {
+    let fallback = |number: &str| {
+        let number = number.to_owned();
+        move |config: &mut config::Directory| {
+            let token = Secret::new("EAAG-fallback");
+            config.fallback = Some(config::Fallback { phone_number_id: number, token });
+        }
+    };
+    let (fake, lookup) = with(vec![record("cafe", &["106"])], fallback("200"));
+    let business = lookup.by_number_at("200", at(1)).expect("fallback");
+    assert_eq!((&*business.sub_domain, business.token.reveal()), ("default", "EAAG-fallback"));
+    assert_eq!(reason(lookup.by_number_at("201", at(1))), "no_business");
+    fake.is_down.store(true, SeqCst);
+    lookup.clear();
+    assert_eq!(reason(lookup.by_number_at("200", at(1))), "directory_unavailable", "perhaps it has one");
+
+    let (fake, lookup) = with(vec![record("cafe", &["106"])], fallback("106"));
+    assert_eq!(lookup.by_number_at("106", at(1)).expect("known").sub_domain, "cafe");
+    fake.records.lock()[0].enabled = false;
+    assert_eq!(reason(lookup.by_number_at("106", at(302))), "business_disabled");
+}
+
+#[test]
+fn a_wrong_encryption_secret_parks_the_business_and_a_subdomain_is_no_number() {
+    let mut plain = record("plain", &["107"]);
+    plain.access_token = Some(Secret::new("EAAG-plain"));
+    let records = vec![record("cafe", &["106"]), plain];
+    let (_, lookup) = with(records, |config| config.encryption_secret = Some(Secret::new("other")));
+    let failure = lookup.by_number_at("106", at(1)).expect_err("unreadable");
+    assert_eq!(failure.reason.as_str(), "token_invalid");
+    assert_eq!(failure.verdict, Verdict::Park { scope: Scope::Business, after: None });
+    assert!(!failure.to_string().contains("EAAG"), "{failure}");
+    assert_eq!(lookup.by_number_at("107", at(1)).expect("plaintext").token.reveal(), "EAAG-plain");
+    assert_eq!(lookup.by_subdomain_at("plain", at(1)).expect("by name").id, "id-plain");
+    assert_eq!(reason(lookup.by_number_at("plain", at(1))), "no_business");
+    assert_eq!(reason(lookup.by_subdomain_at("107", at(1))), "no_business");
+}
+
+/// The popularity of the n-th business is 1/n.
+#[test]
+fn a_thousand_businesses_by_zipf_are_answered_from_the_cache() {
+    let names: Vec<String> = (0..1000).map(|n| format!("{}", 10_000 + n)).collect();
+    let (_, lookup) = over(names.iter().map(|n| record(n, &[n])).collect());
+    let weights: Vec<f64> = (1..=1000).map(|rank| 1.0 / f64::from(rank)).collect();
+    let total: f64 = weights.iter().sum();
+    let mut seed = 42_u64;
+    for _ in 0..50_000 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut point = (seed >> 11) as f64 / (1_u64 << 53) as f64 * total;
+        let at_weight = |weight: &f64| {
+            point -= weight;
+            point < 0.0
+        };
+        let index = weights.iter().position(at_weight).unwrap_or(999);
+        assert_eq!(lookup.by_number_at(&names[index], at(1)).expect("known").name, names[index]);
+    }
+    let stats = lookup.stats();
+    let rate = stats.hits as f64 / (stats.hits + stats.misses) as f64;
+    assert!(rate >= 0.97, "hit rate {rate}");
+}
+
+#[test]
+fn warm_up_loads_no_more_than_fits() {
+    let records: Vec<Record> = (0..1200).map(|n| record(&format!("b{n:04}"), &[&format!("{n}")])).collect();
+    let (fake, lookup) = over(records);
+    assert_eq!(lookup.warm_up(), Ok(1000));
+    let asked = fake.asked();
+    assert!(lookup.by_number("0").is_ok() && lookup.by_number("999").is_ok());
+    assert_eq!((fake.asked(), lookup.stats().size), (asked, 1000));
+    fake.is_down.store(true, SeqCst);
+    assert_eq!(reason(lookup.warm_up()), "directory_unavailable");
+}
+
+fn run(config: &config::Directory, command: Command, input: &str) -> Result<String, String> {
+    let mut out = Vec::new();
+    let result = business::run(command, config, &mut out, &mut input.as_bytes());
+    let out = String::from_utf8(out).expect("text");
+    for text in [&out, result.as_ref().err().unwrap_or(&String::new())] {
+        assert!(!text.contains("EAAG"), "a token in: {text}");
+    }
+    result.map(|()| out)
+}
+
+fn add(name: &str, number: &str) -> Add {
+    Add {
+        name: Some(format!("The {name}")),
+        subdomain: name.to_owned(),
+        phone_number_ids: vec![number.to_owned()],
+        waba_id: Some("55".to_owned()),
+        ..Add::default()
+    }
+}
+
+fn token(config: &config::Directory, number: &str) -> Result<String, String> {
+    let directory = directory::open(config).map_err(|e| e.to_string())?;
+    let business = directory.by_number(number).map_err(|e| e.to_string())?;
+    Ok(business.token.reveal().to_owned())
+}
+
+#[test]
+fn a_business_is_added_shown_updated_disabled_and_removed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = config(folder.path());
+    assert!(
+        run(&config, Command::Add(add("cafe", "106")), " EAAG-one\n").expect("added").contains("added cafe")
+    );
+    assert_eq!(token(&config, "106"), Ok("EAAG-one".to_owned()));
+    let shown = run(&config, Command::Show { sub_domain: "cafe".to_owned() }, "").expect("shown");
+    assert!(shown.contains("whatsappAccessToken     encrypted\n"), "{shown}");
+    assert!(shown.contains("whatsappPhoneNumberIds  106\n"), "{shown}");
+    let listed = run(&config, Command::List, "").expect("listed");
+    assert!(listed.lines().nth(1).is_some_and(|line| line.starts_with("cafe ")), "{listed}");
+
+    let update = || Add { subdomain: "cafe".to_owned(), ..Add::default() };
+    run(&config, Command::Add(update()), "EAAG-two").expect("updated");
+    assert_eq!(token(&config, "106"), Ok("EAAG-two".to_owned()));
+    let off = Add { disable: true, keep_token: true, ..update() };
+    run(&config, Command::Add(off), "").expect("disabled");
+    assert!(token(&config, "106").is_err_and(|e| e.starts_with("business_disabled")));
+    let on = Add { enable: true, keep_token: true, phone_number_ids: vec!["107".to_owned()], ..update() };
+    run(&config, Command::Add(on), "").expect("enabled");
+    assert_eq!(token(&config, "107"), Ok("EAAG-two".to_owned()));
+    assert!(token(&config, "106").is_err_and(|e| e.starts_with("no_business")));
+
+    let remove = || Command::Remove { sub_domain: "cafe".to_owned() };
+    run(&config, remove(), "").expect("removed");
+    assert!(run(&config, remove(), "").is_err());
+    assert!(token(&config, "107").is_err_and(|e| e.starts_with("no_business")));
+}
+
+#[test]
+fn everything_that_is_wrong_with_an_add_is_named_at_once_and_nothing_is_stored() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = config(folder.path());
+    let wrong = Add {
+        subdomain: "-a:b".to_owned(),
+        phone_number_ids: vec!["+1 650".to_owned(), "107".to_owned()],
+        waba_id: Some("x".to_owned()),
+        ..Add::default()
+    };
+    let error = run(&config, Command::Add(wrong), "two words").expect_err("wrong");
+    for part in ["subdomain", "--name is required", "\"+1 650\"", "waba-id", "white space"] {
+        assert!(error.contains(part), "{part} in: {error}");
+    }
+    for (input, part) in [("  \n", "no token"), (&*"x".repeat(401), "at most 400"), ("a\nb", "white space")] {
+        let error = run(&config, Command::Add(add("cafe", "106")), input).expect_err("wrong");
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(run(&config, Command::Add(add("default", "106")), "EAAG").is_err());
+    assert_eq!(run(&config, Command::Export, ""), Ok(String::new()));
+}
+
+#[test]
+fn a_number_of_another_live_business_is_refused_with_its_subdomain() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = config(folder.path());
+    run(&config, Command::Add(add("cafe", "106")), "EAAG-one").expect("added");
+    let error = run(&config, Command::Add(add("bar", "106")), "EAAG-two").expect_err("taken");
+    assert!(error.contains("106") && error.contains("\"cafe\""), "{error}");
+    let off = Add { disable: true, keep_token: true, subdomain: "cafe".to_owned(), ..Add::default() };
+    run(&config, Command::Add(off), "").expect("disabled");
+    run(&config, Command::Add(add("bar", "106")), "EAAG-two").expect("free now");
+    assert_eq!(token(&config, "106"), Ok("EAAG-two".to_owned()));
+    let on = Add { enable: true, keep_token: true, subdomain: "cafe".to_owned(), ..Add::default() };
+    assert!(run(&config, Command::Add(on), "").expect_err("taken").contains("\"bar\""));
+}
+
+#[test]
+fn what_is_exported_is_imported_elsewhere_and_its_tokens_still_decrypt() {
+    let (here, there) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    let (here, there) = (config(here.path()), config(there.path()));
+    let mut tokens = HashMap::new();
+    for n in 0..30 {
+        let (name, number, token) = (format!("b{n}"), format!("10{n}"), format!("EAAG-{n}"));
+        run(&here, Command::Add(add(&name, &number)), &token).expect("added");
+        tokens.insert(number, token);
+    }
+    let lines = run(&here, Command::Export, "").expect("exported");
+    for _ in 0..2 {
+        let said = run(&there, Command::Import, &lines).expect("imported");
+        assert!(said.contains("imported 30 businesses, 30 of them"), "{said}");
+    }
+    assert_eq!(run(&there, Command::Export, "").expect("exported"), lines, "the same, ids included");
+    let directory = directory::open(&there).expect("opens");
+    assert_eq!(directory.warm_up(), Ok(30));
+    for (number, token) in &tokens {
+        assert_eq!(directory.by_number(number).expect("known").token.reveal(), token);
+    }
+    assert_eq!(directory.stats().misses, 0);
+}
+
+#[test]
+fn an_import_with_a_bad_line_names_it_and_imports_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = config(folder.path());
+    let good = r#"{"subDomain":"a","whatsappPhoneNumberIds":["1"],"whatsappEnabled":true,"isActive":true}"#;
+    let same_number = good.replace("\"a\"", "\"b\"");
+    let long = format!("{{\"subDomain\":\"{}\"}}", "x".repeat(70_000));
+    let lines = format!("{good}\n\nnot json\n{good}\n{long}\n{{\"subDomain\":\"x:y\"}}");
+    let error = run(&config, Command::Import, &lines).expect_err("bad lines");
+    for line in
+        ["line 3: it is not JSON", "line 4: the same subdomain as line 1", "line 5: longer", "line 6: sub"]
+    {
+        assert!(error.contains(line), "{line} in: {error}");
+    }
+    let error = run(&config, Command::Import, &format!("{good}\n{same_number}")).expect_err("ambiguous");
+    assert!(error.contains("a, b"), "{error}");
+    assert_eq!(run(&config, Command::Export, ""), Ok(String::new()));
+    run(&config, Command::Import, good).expect("good");
+}
+
+#[test]
+fn a_token_that_this_secret_does_not_open_is_shown_as_that() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut config = config(folder.path());
+    run(&config, Command::Add(add("cafe", "106")), "EAAG-one").expect("added");
+    config.encryption_secret = Some(Secret::new("another"));
+    let show = || Command::Show { sub_domain: "cafe".to_owned() };
+    assert!(run(&config, show(), "").expect("shown").contains("unreadable with this ENCRYPTION_SECRET"));
+    assert!(token(&config, "106").is_err_and(|e| e.starts_with("token_invalid")));
+    config.encryption_secret_old = Some(Secret::new(SECRET));
+    assert!(run(&config, show(), "").expect("shown").contains("ENCRYPTION_SECRET_OLD"));
+    assert_eq!(token(&config, "106"), Ok("EAAG-one".to_owned()));
+}
