@@ -1,8 +1,9 @@
-//! `business add|list|show|remove|import|export`: the directory, in whichever store is configured, beside the running
-//! service or without it.
+//! `business add|list|show|remove|import|export`: the directory, in whichever store is configured, beside the
+//! running service or without it.
 //!
-//! Tokens come in on standard input and never go out: `list` and `show` tell the state of a token only. `export` writes
-//! them as stored. `add` names everything that is wrong at once; `import` takes all lines or none.
+//! Tokens come in on standard input and never go out: `list` and `show` tell the state of a token only.
+//! `export` writes them as stored. `add` names everything that is wrong at once; `import` takes all lines or
+//! none.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
@@ -11,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::directory::document::{self, LINE_MAX};
 use crate::directory::judge::FALLBACK_SUB_DOMAIN;
-use crate::directory::store::{Record, Store, all};
+use crate::directory::store::{Record, Store, StoreError, all};
 use crate::directory::tokens::{self, Form, Keys, TOKEN_MAX, Unreadable};
 use crate::secret::Secret;
 use crate::{config, directory};
@@ -24,8 +25,8 @@ const NAME_MAX: usize = 200;
 const ID_MAX: usize = 32;
 /// Numbers of one business.
 const NUMBERS_MAX: usize = 1_000;
-/// Businesses that one import takes.
-const IMPORT_MAX: usize = 1_000_000;
+/// Businesses that one import takes: it is one transaction, during which the service can't commit.
+const IMPORT_MAX: usize = 10_000;
 /// Faults that one import names.
 const FAULTS_MAX: usize = 100;
 /// What is read of standard input for a token, in bytes.
@@ -48,7 +49,8 @@ pub enum Command {
         /// Its subdomain
         sub_domain: String,
     },
-    /// Read businesses from standard input: JSON lines as `export` or mongoexport writes them; all of them or none
+    /// Read businesses from standard input: JSON lines as `export` or mongoexport writes them; all of them or
+    /// none
     Import,
     /// Write all businesses to standard output as JSON lines, tokens as stored
     Export,
@@ -63,7 +65,8 @@ pub struct Add {
     /// The subdomain: what the business is called by; 1 to 63 of a-z, 0-9, `-`, `_`, `.`
     #[arg(long)]
     pub subdomain: String,
-    /// The phone number id at Meta (digits; not the number itself); may be repeated; replaces those that are there
+    /// The phone number id at Meta (digits; not the number itself); may be repeated; replaces those that are
+    /// there
     #[arg(long = "phone-number-id", value_delimiter = ',')]
     pub phone_number_ids: Vec<String>,
     /// The WhatsApp business account id at Meta (digits)
@@ -249,8 +252,8 @@ fn read_token(input: &mut dyn Read) -> Result<Secret, String> {
         Unreadable::Malformed => {
             "standard input: a token has no white space, control or non-ASCII characters inside".to_owned()
         }
-        _ => "standard input: no token; pipe it in (`business add .. < token.txt`), or --keep-token to leave the \
-              stored one"
+        _ => "standard input: no token; pipe it in (`business add .. < token.txt`), or say --keep-token to \
+              leave the stored one"
             .to_owned(),
     })
 }
@@ -260,7 +263,7 @@ fn check(record: &Record) -> Vec<String> {
     let mut faults = Vec::new();
     if !is_sub_domain(&record.sub_domain) {
         faults.push(format!(
-            "subdomain {:?}: 1 to {SUB_DOMAIN_MAX} of letters, digits, `-`, `_`, `.`, a letter or digit first and last",
+            "subdomain {:?}: 1 to {SUB_DOMAIN_MAX} of letters, digits, `-`, `_`, `.`; first and last no sign",
             shortened(&record.sub_domain)
         ));
     } else if record.sub_domain == FALLBACK_SUB_DOMAIN {
@@ -287,8 +290,8 @@ fn check(record: &Record) -> Vec<String> {
     faults
 }
 
-/// A DNS label in form, but also `_`, `.` and capital letters, which others' documents may have. No `:`, which
-/// divides the session key.
+/// A DNS label in form, but also `_`, `.` and capital letters, which others' documents may have. No `:`,
+/// which divides the session key.
 fn is_sub_domain(text: &str) -> bool {
     let is_inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let ends = [text.bytes().next(), text.bytes().last()];
@@ -392,8 +395,12 @@ fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String> {
     let mut reader = BufReader::new(input);
     for number in 1.. {
         let Some(line) = next_line(&mut reader)? else { break };
-        if faults.len() >= FAULTS_MAX || records.len() >= IMPORT_MAX {
-            faults.push(format!("line {number}: stopped here, too many faults or businesses"));
+        if faults.len() >= FAULTS_MAX {
+            faults.push(format!("line {number}: stopped here, too many faults"));
+            break;
+        }
+        if records.len() >= IMPORT_MAX {
+            faults.push(format!("line {number}: at most {IMPORT_MAX} businesses at once; split the file"));
             break;
         }
         match line {
@@ -415,7 +422,10 @@ fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String> {
         return Err(format!("{}\nnothing was imported", faults.join("\n")));
     }
     let (count, live) = (records.len(), records.iter().filter(|record| record.is_live()).count());
-    store.upsert(records).map_err(|e| format!("{e}\nnothing was imported"))?;
+    store.upsert(records).map_err(|e| match e {
+        StoreError::Unknown(_) => e.to_string(),
+        StoreError::Unavailable(_) | StoreError::Claimed(_) => format!("{e}\nnothing was imported"),
+    })?;
     Ok(format!("imported {count} businesses, {live} of them enabled and active\n"))
 }
 

@@ -1,9 +1,10 @@
-//! A bounded cache with a time to live: the one file that touches DashMap. No guard leaves it, so no lock of it can be
-//! held across a yield.
+//! A bounded cache with a time to live: the one file that touches DashMap. No guard leaves it, so no lock of
+//! it can be held across a yield.
 //!
 //! A hit takes one shard's read lock, allocates nothing and clones the value (an `Arc`). Time is an argument.
-//! When full, an insert evicts the entry that was stored longest ago, found at the front of a queue, never by a scan.
-//! An entry past its time to live is not dropped: it may be served as stale for a while if the store is away.
+//! When full, an insert evicts the entry that was stored longest ago, found at the front of a queue, never by
+//! a scan. An entry past its time to live is not dropped: it may be served as stale for a while if the store
+//! is away.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -82,7 +83,8 @@ impl<V: Clone> Cache<V> {
     }
 
     /// Stores what the store said when it was asked at `asked_at`; the entry becomes the youngest.
-    /// Returns how many entries were evicted for it (0 or 1). Does nothing if the cache was cleared since `epoch`.
+    /// Returns how many entries were evicted for it (0 or 1). Does nothing if the cache was cleared since
+    /// `epoch`.
     pub fn put(&self, key: &str, value: V, asked_at: Duration, epoch: Epoch) -> usize {
         let mut order = self.order.lock();
         if self.max == 0 || order.epoch != epoch.0 {
@@ -143,7 +145,8 @@ impl<V: Clone> Cache<V> {
         0
     }
 
-    /// Left-over records cost memory only; dropping them all at twice the bound costs O(1) per insert over time.
+    /// Left-over records cost memory only; dropping them all at twice the bound costs O(1) per insert over
+    /// time.
     fn sweep(&self, order: &mut Order) {
         if order.records.len() <= 2 * self.max + QUEUE_SLACK {
             return;
@@ -222,6 +225,36 @@ mod tests {
         let cache = cache(0);
         cache.put("a", 1, at(0), cache.epoch());
         assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn threads_that_put_remove_and_clear_at_once_leave_it_consistent() {
+        let cache = cache(50);
+        std::thread::scope(|scope| {
+            for thread in 0..4_u32 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for n in 0..20_000_u32 {
+                        let key = (n.wrapping_mul(2_654_435_761).wrapping_add(thread) % 200).to_string();
+                        match n % 100 {
+                            0..60 => drop(cache.put(&key, n, at(0), cache.epoch())),
+                            60..98 => drop(cache.get(&key, at(0))),
+                            98 => cache.remove(&key, cache.epoch()),
+                            _ if n % 5_000 == 4_999 => cache.clear(),
+                            _ => {}
+                        }
+                        assert!(cache.len() <= 50);
+                    }
+                });
+            }
+        });
+        assert_eq!(cache.map.len(), cache.len());
+        let order = cache.order.lock();
+        let queued = order
+            .records
+            .iter()
+            .filter(|(number, key)| cache.map.get(key.as_ref()).is_some_and(|entry| entry.number == *number));
+        assert_eq!(queued.count(), order.live, "every entry can be evicted");
     }
 
     #[derive(Clone, Debug)]

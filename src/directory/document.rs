@@ -1,4 +1,5 @@
-//! A business as one line of JSON with the document's own field names: what `business export` writes and `import` reads.
+//! A business as one line of JSON with the document's own field names: what `business export` writes and
+//! `import` reads.
 //!
 //! Tokens stand in it as stored. Besides our own lines, those of `mongoexport` are read (`{"$oid": ..}`,
 //! `{"$date": ..}`); fields that the directory doesn't use are skipped.
@@ -168,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_line_of_mongoexport_is_read() {
-        let line = r#"{"_id":{"$oid":"65f000000000000000000001"},"name":"Café","subDomain":"cafe","wabaId":"1",
-            "whatsappPhoneNumberIds":["106",107],"whatsappAccessToken":"tok","whatsappRefreshToken":null,
+        let line = r#"{"_id":{"$oid":"65f000000000000000000001"},"name":"Café","subDomain":"cafe",
+            "wabaId":"1","whatsappPhoneNumberIds":["106",107],"whatsappAccessToken":"tok","whatsappRefreshToken":null,
             "whatsappTokenExpiresAt":{"$date":"2027-01-01T00:00:00Z"},"whatsappEnabled":true,"isActive":true,
             "createdAt":{"$date":{"$numberLong":"1"}},"__v":0}"#;
         let record = from_line(line).expect("readable");
@@ -200,7 +201,8 @@ mod tests {
             flags in any::<(bool, bool)>(),
         ) {
             let record = Record {
-                id: texts[0].clone(), name: texts[1].clone(), sub_domain: texts[2].clone(), waba_id: texts[3].clone(),
+                id: texts[0].clone(), name: texts[1].clone(),
+                sub_domain: texts[2].clone(), waba_id: texts[3].clone(),
                 phone_number_ids: numbers,
                 access_token: optional[0].clone().map(Secret::new),
                 refresh_token: optional[1].clone().map(Secret::new),

@@ -1,7 +1,7 @@
 //! Businesses in the embedded store: tables `businesses` and `business_numbers`.
 //!
-//! Reads go through read-only connections on named threads, so they wait for no commit and block no worker; writes open
-//! a guest beside the committer and are one transaction each.
+//! Reads go through read-only connections on named threads, so they wait for no commit and block no worker;
+//! writes open a guest beside the committer and are one transaction each.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,7 +79,10 @@ impl Embedded {
             transaction.commit().map_err(unavailable)?;
             Ok(done)
         };
-        self.pool.run(job, WRITE_WITHIN).map_err(not_run)?
+        self.pool.run(job, WRITE_WITHIN).map_err(|why| match why {
+            NotRun::Late => StoreError::Unknown("it did not answer in time".to_owned()),
+            NotRun::Full | NotRun::Panicked => not_run(why),
+        })?
     }
 }
 

@@ -1,8 +1,9 @@
-//! Single flight: of the coroutines that miss the same key at once, one asks the store and all get its answer.
+//! Single flight: of the coroutines that miss the same key at once, one asks the store and all get its
+//! answer.
 //!
-//! The one that leads holds a [`Lead`]; if it panics or is cancelled, dropping it lands the flight with the answer for
-//! "nobody knows", so that nobody who joined hangs. Who joined waits with a deadline.
-//! Bounded by the number of coroutines that look something up at once.
+//! The one that leads holds a [`Lead`]; if it panics or is cancelled, dropping it lands the flight with the
+//! answer for "nobody knows", so that nobody who joined hangs. Who joined waits with a deadline. Bounded by
+//! the number of coroutines that look something up at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};

@@ -1,7 +1,7 @@
 //! What the store's records mean: whose message it is, with which token, or why nobody may answer.
 //!
-//! No I/O. Remembers what was decrypted, and of whom trouble was told already, so that a wrong ENCRYPTION_SECRET is one
-//! line a business in the log and not one a message.
+//! No I/O. Remembers what was decrypted, and of whom trouble was told already, so that a wrong
+//! ENCRYPTION_SECRET is one line a business in the log and not one a message.
 
 use std::collections::HashSet;
 use std::sync::Arc;

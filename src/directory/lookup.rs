@@ -1,8 +1,9 @@
 //! The directory over a store: what is cached, what is asked, what is refused and with which reason.
 //!
-//! Fresh in the cache: answered at once. Otherwise one coroutine asks the store and the others wait for its answer. If
-//! the store fails, an expired entry is served on (and the store left alone for [`RETRY_AFTER`]); without one the
-//! answer is `directory_unavailable`, to be tried again. Refusals are remembered for [`ABSENT_TTL`].
+//! Fresh in the cache: answered at once. Otherwise one coroutine asks the store and the others wait for its
+//! answer. If the store fails, an expired entry is served on (and the store left alone for [`RETRY_AFTER`]);
+//! without one the answer is `directory_unavailable`, to be tried again. Refusals are remembered for
+//! [`ABSENT_TTL`].
 
 use std::collections::HashMap;
 use std::sync::Arc;

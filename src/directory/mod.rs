@@ -1,8 +1,10 @@
-//! Business by phone_number_id or subdomain: TTL cache (DashMap) -> single flight -> store -> decrypt (memoized).
+//! Business by phone_number_id or subdomain: TTL cache (DashMap) -> single flight -> store -> decrypt
+//! (memoized).
 //!
-//! A hit allocates nothing and yields nowhere. Of many who miss the same number one asks the store. While the store is
-//! away, what is known is served for up to [`lookup::STALE_MAX`]. Two live businesses that claim one number are both
-//! refused: the directory never guesses whose message it is. No token leaves it but inside an [`event::Business`].
+//! A hit allocates nothing and yields nowhere. Of many who miss the same number one asks the store. While the
+//! store is away, what is known is served for up to [`lookup::STALE_MAX`]. Two live businesses that claim one
+//! number are both refused: the directory never guesses whose message it is. No token leaves it but inside an
+//! [`event::Business`].
 //!
 //! [`event::Business`]: crate::event::Business
 
@@ -67,8 +69,8 @@ pub struct CacheStats {
 pub trait Directory: Send + Sync + 'static {
     /// The enabled and active business that owns the number; else the fallback credentials for it.
     ///
-    /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous` (Dead),
-    /// `token_invalid` (Park Business until mended), `directory_unavailable` (Retry).
+    /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous`
+    /// (Dead), `token_invalid` (Park Business until mended), `directory_unavailable` (Retry).
     fn by_number(&self, phone_number_id: &str) -> Result<Arc<Business>, Failure>;
     /// The active business of that subdomain.
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure>;

@@ -1,8 +1,8 @@
-//! The seam between the directory and where its businesses are kept: the embedded store now, MongoDB's `businesses`
-//! collection as the second implementation.
+//! The seam between the directory and where its businesses are kept: the embedded store now, MongoDB's
+//! `businesses` collection as the second implementation.
 //!
-//! A [`Record`] mirrors the document, token as stored. Calls may be made from a coroutine or a thread; they suspend the
-//! caller, never a worker, and come back within a deadline of the implementation.
+//! A [`Record`] mirrors the document, token as stored. Calls may be made from a coroutine or a thread; they
+//! suspend the caller, never a worker, and come back within a deadline of the implementation.
 
 use crate::secret::Secret;
 
@@ -61,6 +61,8 @@ impl std::fmt::Display for Claim {
 pub enum StoreError {
     /// It can't be reached, failed, or took too long: the same question may be answered later.
     Unavailable(String),
+    /// A write was not confirmed in time: it may have been done, or may still be. Doing it again does no harm.
+    Unknown(String),
     /// Nothing was written: these numbers would be ambiguous.
     Claimed(Vec<Claim>),
 }
@@ -69,6 +71,9 @@ impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unavailable(detail) => write!(f, "business store: {detail}"),
+            Self::Unknown(detail) => {
+                write!(f, "business store: {detail}; it may have been written, or may still be: run it again")
+            }
             Self::Claimed(claims) => {
                 let claims: Vec<String> = claims.iter().map(Claim::to_string).collect();
                 f.write_str(&claims.join("; "))
@@ -85,10 +90,12 @@ pub trait Store: Send + Sync + 'static {
     fn by_number(&self, phone_number_id: &str) -> Result<Vec<Record>, StoreError>;
     /// Every business of that subdomain (at most one, unless others write to the store too).
     fn by_subdomain(&self, sub_domain: &str) -> Result<Vec<Record>, StoreError>;
-    /// At most `limit` businesses in the order of their ids, those after `after`: for warm-up, `list` and `export`.
+    /// At most `limit` businesses in the order of their ids, those after `after`: for warm-up, `list` and
+    /// `export`.
     fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError>;
-    /// Adds each, or replaces the one of the same subdomain (which keeps its id). All or nothing where the store has
-    /// transactions. Refused with [`StoreError::Claimed`] where a number would belong to two live businesses.
+    /// Adds each, or replaces the one of the same subdomain (which keeps its id). All or nothing where the
+    /// store has transactions. Refused with [`StoreError::Claimed`] where a number would belong to two live
+    /// businesses.
     fn upsert(&self, records: Vec<Record>) -> Result<(), StoreError>;
     /// Removes it; false if there is none.
     fn remove(&self, sub_domain: &str) -> Result<bool, StoreError>;

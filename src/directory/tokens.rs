@@ -1,10 +1,10 @@
 //! Access tokens as the store keeps them: pure, no I/O, no clock.
 //!
-//! Stored form: the Fernet token (<https://github.com/fernet/spec/blob/master/Spec.md>, an ASCII text), hex-encoded once
-//! more; the Fernet key is urlsafe-base64(SHA-256(ENCRYPTION_SECRET)). Stored tokens have no TTL and their timestamp
-//! decides nothing: neither age nor a clock that was ahead when they were written makes them unreadable.
-//! A value that is not hex, or is shorter than [`ENCRYPTED_MIN`], is a plaintext token of older days and is used as it is.
-//! Nothing here puts a token into an error, a log line or a map's key.
+//! Stored form: the Fernet token (<https://github.com/fernet/spec/blob/master/Spec.md>, an ASCII text),
+//! hex-encoded once more; the Fernet key is urlsafe-base64(SHA-256(ENCRYPTION_SECRET)). Stored tokens have no
+//! TTL and their timestamp decides nothing: neither age nor a clock that was ahead when they were written
+//! makes them unreadable. A value that is not hex, or is shorter than [`ENCRYPTED_MIN`], is a plaintext token
+//! of older days and is used as it is. Nothing here puts a token into an error, a log line or a map's key.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -23,8 +23,8 @@ pub const TOKEN_MAX: usize = 400;
 /// Decrypted tokens that are remembered.
 pub const MEMO_MAX: usize = 10_000;
 
-/// The reader's clock, as late as the crate's own allowance for clock skew (60 s) can be added to it: with it no
-/// timestamp is "in the future".
+/// The reader's clock, as late as the crate's own allowance for clock skew (60 s) can be added to it: with it
+/// no timestamp is "in the future".
 const END_OF_TIME: u64 = u64::MAX - 60;
 
 /// How a token was stored.
@@ -54,13 +54,15 @@ pub enum Unreadable {
     Missing,
     /// It is encrypted, and there is no ENCRYPTION_SECRET.
     NoSecret,
-    /// It is encrypted, but not with this ENCRYPTION_SECRET (or it is damaged: Fernet can't tell the two apart).
+    /// It is encrypted, but not with this ENCRYPTION_SECRET (or it is damaged: Fernet can't tell the two
+    /// apart).
     WrongSecret,
     /// The token inside is blank.
     Blank,
     /// The token inside is longer than [`TOKEN_MAX`].
     TooLong,
-    /// The token inside has white space, a control character or something that is not ASCII: it can't be sent.
+    /// The token inside has white space, a control character or something that is not ASCII: it can't be
+    /// sent.
     Malformed,
 }
 
@@ -147,8 +149,8 @@ fn checked_bytes(bytes: Vec<u8>) -> Result<Secret, Unreadable> {
 
 /// The token in `text`, without white space around it.
 ///
-/// Errors: blank, over [`TOKEN_MAX`], or with a character that can't stand in an Authorization header (RFC 9110,
-/// section 5.5: visible ASCII only; a line end in it would be a header of its own).
+/// Errors: blank, over [`TOKEN_MAX`], or with a character that can't stand in an Authorization header (RFC
+/// 9110, section 5.5: visible ASCII only; a line end in it would be a header of its own).
 pub fn check(text: &str) -> Result<Secret, Unreadable> {
     let token = text.trim();
     if token.is_empty() {
@@ -167,7 +169,8 @@ pub fn check(text: &str) -> Result<Secret, Unreadable> {
 /// choose two stored texts that meet; SHA-256 over a stored token would cost as much as decrypting it.
 type Print = u128;
 
-/// Remembers up to a bound what was decrypted, oldest out first. Knows stored texts by their fingerprint only.
+/// Remembers up to a bound what was decrypted, oldest out first. Knows stored texts by their fingerprint
+/// only.
 pub struct Memo {
     seed: u64,
     max: usize,
