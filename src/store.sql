@@ -86,5 +86,6 @@ CREATE TABLE business_numbers (
     business TEXT NOT NULL REFERENCES businesses (id) ON DELETE CASCADE,
     PRIMARY KEY (phone_number_id, business)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX business_numbers_of ON business_numbers (business);
 
 CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;

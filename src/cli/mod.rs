@@ -1,1 +1,3 @@
 //! (written next)
+
+pub mod business;

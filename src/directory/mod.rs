@@ -1,14 +1,59 @@
-//! Business by phone_number_id or subdomain: TTL cache (DashMap) -> single flight -> store -> decrypt (memoized).
+//! Business by phone_number_id or subdomain: TTL cache (DashMap) -> single flight -> store -> decrypt
+//! (memoized).
+//!
+//! A hit allocates nothing and yields nowhere. Of many who miss the same number one asks the store. While the
+//! store is away, what is known is served for up to [`lookup::STALE_MAX`]. Two live businesses that claim one
+//! number are both refused: the directory never guesses whose message it is. No token leaves it but inside an
+//! [`event::Business`].
+//!
+//! [`event::Business`]: crate::event::Business
+
+pub mod cache;
+pub mod document;
+pub mod embedded;
+pub mod flight;
+pub mod judge;
+pub mod lookup;
+pub mod store;
+mod threads;
+pub mod tokens;
 
 use std::sync::Arc;
 
+use crate::config;
 use crate::event::Business;
 use crate::failure::Failure;
+use crate::ops::metrics::Metric;
+use crate::store::OpenError;
+
+/// The counters of this module.
+pub static METRICS: &[&dyn Metric] = &[
+    &lookup::HITS,
+    &lookup::MISSES,
+    &lookup::JOINED,
+    &lookup::EVICTED,
+    &lookup::STALE_SERVED,
+    &lookup::STORE_FAILED,
+    &lookup::ABSENT_EVICTED,
+    &lookup::CONNECTED,
+    &judge::MEMO_EVICTED,
+    &judge::TOKENS_INVALID,
+];
+
+/// Opens the store that is configured, and the directory over it.
+pub fn open(config: &config::Directory) -> Result<Arc<dyn Directory>, OpenError> {
+    Ok(Arc::new(lookup::Lookup::new(config, store(config)?)))
+}
+
+/// The store that is configured, for the commands that change it.
+pub fn store(config: &config::Directory) -> Result<Arc<dyn store::Store>, OpenError> {
+    Ok(Arc::new(embedded::Embedded::open(config)?))
+}
 
 /// Counters for /metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CacheStats {
-    /// Entries.
+    /// Numbers that are cached, expired ones that may still be served while the store is away included.
     pub size: usize,
     /// BUSINESS_CACHE_SIZE.
     pub max_size: usize,
@@ -24,8 +69,8 @@ pub struct CacheStats {
 pub trait Directory: Send + Sync + 'static {
     /// The enabled and active business that owns the number; else the fallback credentials for it.
     ///
-    /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous` (Dead),
-    /// `token_invalid` (Park Business until mended), `directory_unavailable` (Retry).
+    /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous`
+    /// (Dead), `token_invalid` (Park Business until mended), `directory_unavailable` (Retry).
     fn by_number(&self, phone_number_id: &str) -> Result<Arc<Business>, Failure>;
     /// The active business of that subdomain.
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure>;

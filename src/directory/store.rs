@@ -1,0 +1,123 @@
+//! The seam between the directory and where its businesses are kept: the embedded store now, MongoDB's
+//! `businesses` collection as the second implementation.
+//!
+//! A [`Record`] mirrors the document, token as stored. Calls may be made from a coroutine or a thread; they
+//! suspend the caller, never a worker, and come back within a deadline of the implementation.
+
+use crate::secret::Secret;
+
+/// One business as the store keeps it. The names in quotes are the document's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// `_id` as text; empty for one that has not been stored yet.
+    pub id: String,
+    /// `name`.
+    pub name: String,
+    /// `subDomain`: what the operator calls it by.
+    pub sub_domain: String,
+    /// `wabaId`; may be empty.
+    pub waba_id: String,
+    /// `whatsappPhoneNumberIds`.
+    pub phone_number_ids: Vec<String>,
+    /// `whatsappAccessToken` as stored (see `tokens`): a secret, because old ones are plaintext.
+    pub access_token: Option<Secret>,
+    /// `whatsappRefreshToken` as stored.
+    pub refresh_token: Option<Secret>,
+    /// `whatsappTokenExpiresAt` as text; kept, not used.
+    pub token_expires_at: Option<String>,
+    /// `whatsappEnabled`.
+    pub enabled: bool,
+    /// `isActive`.
+    pub active: bool,
+    /// `metaApp`, if it is bound to one.
+    pub meta_app: Option<String>,
+}
+
+impl Record {
+    /// Whether its numbers are answered: enabled and active.
+    pub const fn is_live(&self) -> bool {
+        self.enabled && self.active
+    }
+}
+
+/// A number that two live businesses would own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose.
+    pub phone_number_id: String,
+    /// The subdomains that claim it.
+    pub sub_domains: Vec<String>,
+}
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let who = self.sub_domains.join(", ");
+        write!(f, "phone_number_id {} would belong to several live businesses: {who}", self.phone_number_id)
+    }
+}
+
+/// Why the store gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// It can't be reached, failed, or took too long: the same question may be answered later.
+    Unavailable(String),
+    /// A write was not confirmed in time: it may have been done, or may still be. Doing it again does no harm.
+    Unknown(String),
+    /// Nothing was written: these numbers would be ambiguous.
+    Claimed(Vec<Claim>),
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unavailable(detail) => write!(f, "business store: {detail}"),
+            Self::Unknown(detail) => {
+                write!(f, "business store: {detail}; it may have been written, or may still be: run it again")
+            }
+            Self::Claimed(claims) => {
+                let claims: Vec<String> = claims.iter().map(Claim::to_string).collect();
+                f.write_str(&claims.join("; "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// Where businesses are kept.
+pub trait Store: Send + Sync + 'static {
+    /// Every business that lists the number, live or not: who is answered for is decided by the caller.
+    fn by_number(&self, phone_number_id: &str) -> Result<Vec<Record>, StoreError>;
+    /// Every business of that subdomain (at most one, unless others write to the store too).
+    fn by_subdomain(&self, sub_domain: &str) -> Result<Vec<Record>, StoreError>;
+    /// At most `limit` businesses in the order of their ids, those after `after`: for warm-up, `list` and
+    /// `export`.
+    fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError>;
+    /// Adds each, or replaces the one of the same subdomain (which keeps its id). All or nothing where the
+    /// store has transactions. Refused with [`StoreError::Claimed`] where a number would belong to two live
+    /// businesses.
+    fn upsert(&self, records: Vec<Record>) -> Result<(), StoreError>;
+    /// Removes it; false if there is none.
+    fn remove(&self, sub_domain: &str) -> Result<bool, StoreError>;
+}
+
+/// Records that [`all`] asks for at once.
+pub const PAGE: usize = 500;
+
+/// Hands every record of the store to `each`, page by page, until it returns false.
+pub fn all(store: &dyn Store, mut each: impl FnMut(Record) -> bool) -> Result<(), StoreError> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.page(after.as_deref(), PAGE)?;
+        let is_last = page.len() < PAGE;
+        after = page.last().map(|record| record.id.clone());
+        for record in page {
+            if !each(record) {
+                return Ok(());
+            }
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
