@@ -56,6 +56,11 @@ impl Cursor {
         self.is_behind
     }
 
+    /// Everything up to here was considered by a page.
+    pub(super) fn position(&self) -> Position {
+        self.cursor
+    }
+
     pub(super) fn is_reading(&self) -> bool {
         self.reading.is_some()
     }

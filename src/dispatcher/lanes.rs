@@ -154,6 +154,8 @@ pub struct Lanes {
     opens: usize,
     /// The newest offer.
     offered: Position,
+    /// Live numbers whose pages were ahead of the offers, by how far: they can be forgotten after that offer.
+    ahead: BinaryHeap<Reverse<(Position, u64)>>,
     running: usize,
     waiting: usize,
     bytes: u64,
@@ -228,6 +230,7 @@ impl Lanes {
             unloaded: HashMap::default(),
             opens: 0,
             offered: Position::default(),
+            ahead: BinaryHeap::new(),
             running: 0,
             waiting: 0,
             bytes: 0,
@@ -266,6 +269,13 @@ impl Lanes {
             if works.as_slice().first().is_none_or(|next| next.number != id) {
                 self.refresh(id);
             }
+        }
+        while let Some(&Reverse((position, id))) = self.ahead.peek() {
+            if position > self.offered {
+                break;
+            }
+            self.ahead.pop();
+            self.forget_if_idle(id);
         }
         left
     }

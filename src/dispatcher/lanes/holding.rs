@@ -52,6 +52,8 @@ impl Lanes {
                 let own = self.numbers.get_mut(&key.number).and_then(|n| n.hold.as_mut());
                 if let Some(hold) = own.filter(|hold| hold.is_probe(key)) {
                     hold.probe_again(now);
+                    // it left the ring for its own hold; from now on it waits for the app's
+                    self.reopen_number(key.number);
                 }
             }
             (Scope::App | Scope::Number | Scope::Business, _) => {

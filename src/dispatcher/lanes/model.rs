@@ -402,6 +402,12 @@ impl World {
         let gauges = self.lanes.gauges();
         assert_eq!((gauges.lanes, gauges.waiting, gauges.bytes, gauges.behind), (0, 0, 0, 0));
         assert_eq!((self.lanes.active, self.lanes.reserved, self.lanes.reading), (0, 0, 0));
+        self.commit(&[(0, 0)]);
+        self.derive();
+        self.lanes.offer(self.offers.pop_front().unwrap_or_default());
+        self.start(1);
+        self.finish(0, End::Done);
+        assert_eq!(self.lanes.gauges().lanes, 0);
         assert!(self.lanes.numbers.is_empty(), "idle numbers are forgotten: {:?}", self.lanes.numbers);
     }
 }
@@ -435,7 +441,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_item_is_delivered_once_and_in_order(actions in actions(), before_open in 0_usize..20) {

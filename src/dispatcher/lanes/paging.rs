@@ -99,7 +99,12 @@ impl Lanes {
         self.reading -= 1;
         self.reserved -= std::mem::take(&mut number.page_limit);
         let got_further = number.cursor.page(&mut works, covered);
-        self.behind -= usize::from(!number.cursor.is_behind());
+        if !number.cursor.is_behind() {
+            self.behind -= 1;
+            if number.cursor.position() > self.offered {
+                self.ahead.push(Reverse((number.cursor.position(), id)));
+            }
+        }
         let taken = works.len();
         let mut works = works.into_iter();
         let mut share = Share::default();

@@ -24,13 +24,16 @@ impl Lanes {
         while out.len() < most && self.running < self.limits.max_turns && passed < self.ring.len() {
             let Some(&id) = self.ring.front() else { break };
             match self.next_of(id, now) {
-                Next::Start(start) => {
+                Next::Start { start, is_last } => {
                     passed = 0;
                     self.burst += 1;
                     out.push(start);
-                    if self.burst >= QUANTUM {
+                    if is_last {
+                        self.ring.pop_front();
                         self.burst = 0;
+                    } else if self.burst >= QUANTUM {
                         self.ring.rotate_left(1);
+                        self.burst = 0;
                     }
                 }
                 Next::Pass => {
@@ -182,11 +185,14 @@ impl Lanes {
         match self.take(key) {
             Some(task) => {
                 self.running += 1;
+                let mut is_last = false;
                 if let Some(number) = self.numbers.get_mut(&id) {
                     number.running += 1;
+                    is_last = number.ready.is_empty();
+                    number.is_queued = !is_last;
                 }
                 self.want_page(id);
-                Next::Start(Start { key, task })
+                Next::Start { start: Start { key, task }, is_last }
             }
             None => Next::Pass,
         }
@@ -274,7 +280,11 @@ impl Lanes {
 }
 
 enum Next {
-    Start(Start),
+    Start {
+        start: Start,
+        /// Of its number, which left the ring.
+        is_last: bool,
+    },
     /// Not now, but without a reason that ends by itself.
     Pass,
     /// It left the ring.
