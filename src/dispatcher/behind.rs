@@ -10,9 +10,9 @@
 //!    they are stored already.
 //! 3. A page after `cursor` is taken as a whole (room for it was set aside before it was read). Then `cursor` is the
 //!    page's `covered` if it was short, else its last item.
-//! 4. Back to live exactly when a page was short (nothing open is left before `covered`) and `covered >= target`
-//!    (everything refused so far was considered). This is decided under the lock under which offers are decided: an
-//!    offer comes wholly before it (raises `target`) or wholly after it (is taken).
+//! 4. Back to live exactly when `cursor >= target`: everything refused so far was considered. (A full page can bring
+//!    that about too: what is open after its last item was never offered.) This is decided under the lock under which
+//!    offers are decided: an offer comes wholly before it (raises `target`) or wholly after it (is taken).
 //! 5. The store is ahead of the offers: a page may hold an item whose offer is still on its way. Therefore `cursor`
 //!    outlives the page: an offer at or before it is *known* and dropped, live or behind.
 //! 6. `rewind` (items were put back behind the cursor): behind again, `cursor` = the start, `target` = how far the store
@@ -145,7 +145,7 @@ impl Cursor {
             seen.front() != Some(&work.position)
         });
         self.cursor = start.max(end);
-        if is_short && self.cursor >= self.target {
+        if self.cursor >= self.target {
             self.is_behind = false;
             self.seen = VecDeque::new();
         }

@@ -179,9 +179,7 @@ impl World {
             .take(read.limit)
             .map(|i| i.work.clone())
             .collect();
-        let last = works.last().map(|work| work.position);
-        let covered = if works.len() < read.limit { self.derived } else { last.unwrap_or(self.derived) };
-        Page { works, covered }
+        Page { works, covered: self.derived }
     }
 
     fn start(&mut self, most: usize) {
