@@ -1,1 +1,3 @@
+//! The tests from outside, one binary.
 
+mod dispatcher;
