@@ -1,9 +1,19 @@
 //! One lane per conversation, fair between businesses, bounded. `lanes` and `backoff` are PURE; `run` drives them.
 
+pub mod backoff;
+mod behind;
+mod holds;
+pub mod lanes;
+mod load;
+mod run;
+mod workers;
+
 use std::time::Duration;
 
 use crate::failure::Scope;
 use crate::inbox::{OpenTurn, Work};
+use crate::ops::metrics::{Counter, Gauge, Metric};
+pub use run::Dispatcher;
 
 /// What a lane has to do.
 #[derive(Debug)]
@@ -22,6 +32,15 @@ pub enum Job {
         /// Earlier tries of the send that comes next.
         attempt: u32,
     },
+}
+
+impl Job {
+    /// Earlier tries.
+    pub const fn attempt(&self) -> u32 {
+        match self {
+            Self::Fresh { attempt, .. } | Self::Open { attempt, .. } => *attempt,
+        }
+    }
 }
 
 /// What a turn came to. Everything about the items is recorded in the inbox already.
@@ -52,3 +71,38 @@ pub trait Runner: Send + Sync + 'static {
     /// Must not panic; if it does, the dispatcher counts it and tries the job again by backoff.
     fn run(&self, job: Job) -> Outcome;
 }
+
+static TURNS: Counter = Counter::new("turns_total", "Turns run, tries included");
+static PANICS: Counter = Counter::new("turn_panics_total", "Turns that panicked and are tried again");
+static LOST: Counter =
+    Counter::new("turns_given_up_total", "Turns given up after panics in a row; their items are dead");
+static LEFT: Counter =
+    Counter::new("works_left_on_disk_total", "Fresh works not taken into memory, read later");
+static PAGES: Counter = Counter::new("work_pages_total", "Pages of open work read from the store");
+static READ_FAILURES: Counter = Counter::new("work_page_failures_total", "Reads of open work that failed");
+static HOLDS: Counter = Counter::new("holds_total", "Turns that came back held");
+static RUNNING: Gauge = Gauge::new("turns_running", "Turns under way");
+static WAITING: Gauge = Gauge::new("works_waiting", "Works that wait in memory");
+static BYTES: Gauge = Gauge::new("works_bytes", "Bytes of bodies in memory for turns");
+static LANES: Gauge = Gauge::new("lanes", "Conversations with something to do");
+static BEHIND: Gauge = Gauge::new("numbers_behind", "Numbers whose fresh work stays on disk for now");
+static HELD: Gauge = Gauge::new("held", "Numbers and apps that stand still");
+static OPENS: Gauge = Gauge::new("open_turns_in_memory", "Open turns of an earlier run that wait in memory");
+
+/// The dispatcher's metrics; the gauges are those of the last [`Dispatcher::gauges`].
+pub static METRICS: &[&dyn Metric] = &[
+    &TURNS,
+    &PANICS,
+    &LOST,
+    &LEFT,
+    &PAGES,
+    &READ_FAILURES,
+    &HOLDS,
+    &RUNNING,
+    &WAITING,
+    &BYTES,
+    &LANES,
+    &BEHIND,
+    &HELD,
+    &OPENS,
+];

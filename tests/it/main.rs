@@ -2,3 +2,5 @@
 
 mod business;
 mod directory;
+//! The tests from outside, one binary.
+mod dispatcher;
