@@ -1,1 +1,222 @@
-//! (written next)
+//! The composition root: built right to left, drained left to right.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::agent::{self, Agent};
+use crate::config::Config;
+use crate::directory::{self, Directory};
+use crate::dispatcher::run::Dispatcher;
+use crate::event::{Item, Kind, Path};
+use crate::graph::{self, Graph};
+use crate::inbox::embedded::Embedded;
+use crate::inbox::{self, Inbox, Parser, StatusSaid};
+use crate::ops::console::Desk;
+use crate::ops::lifecycle::Lifecycle;
+use crate::ops::{Console, metrics::Metric};
+use crate::turn::Turns;
+use crate::webhook::{parse, unpack};
+use crate::{clock, dispatcher, http, store, turn, webhook};
+
+/// How much of DRAIN_TIMEOUT the edge gets before turns are waited for.
+const EDGE_SHARE: u32 = 3;
+
+/// How the running service ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Asked to stop: drain, exit 0.
+    Stop,
+    /// The store failed: exit 1, the service manager starts it again.
+    Failed(String),
+}
+
+/// Why it did not start.
+#[derive(Debug)]
+pub struct StartError(pub String);
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The running service.
+pub struct App {
+    server: http::Server,
+    inbox: Arc<Embedded>,
+    dispatcher: Arc<Dispatcher>,
+    directory: Arc<dyn Directory>,
+    console: Arc<Desk>,
+    lifecycle: Arc<Lifecycle>,
+    draining: Arc<AtomicBool>,
+    drain_timeout: Duration,
+    end: (Sender<End>, Receiver<End>),
+    _lock: store::Lock,
+}
+
+impl App {
+    /// Opens the store, takes over what it holds, and listens. Blocks; call from a thread.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let fail = |e: &dyn std::fmt::Display| StartError(e.to_string());
+        let lock = store::lock(&config.inbox.data_dir).map_err(|e| fail(&e))?;
+        let end = bounded(4);
+        let poisoned = end.0.clone();
+        let on_poison = move |detail: String| drop(poisoned.try_send(End::Failed(detail)));
+        let inbox = Embedded::open(&config.inbox.data_dir, config.inbox.retention, PARSER, on_poison)
+            .map_err(|e| fail(&e))?;
+        let graph: Arc<dyn Graph> = Arc::new(graph::client::Client::new(&config.graph));
+        let agent: Arc<dyn Agent> = agent::build(&config.agent).map_err(|e| fail(&e))?;
+        let directory = directory::open(&config.directory).map_err(|e| fail(&e))?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let turns = Turns {
+            inbox: Arc::clone(&inbox) as Arc<dyn Inbox>,
+            directory: Arc::clone(&directory),
+            agent,
+            graph,
+            config: config.turn.clone(),
+            agent_config: config.agent.clone(),
+            draining: Arc::clone(&draining),
+        };
+        let dispatcher = Dispatcher::start(
+            Arc::clone(&inbox) as Arc<dyn Inbox>,
+            Arc::new(turns),
+            config.turn.max_turns,
+        )
+        .map_err(|e| fail(&e))?;
+        let lifecycle = Arc::new(Lifecycle::default());
+        let lifted = Arc::downgrade(&dispatcher);
+        let sized = Arc::downgrade(&dispatcher);
+        let console = Arc::new(Desk {
+            lifecycle: Arc::clone(&lifecycle),
+            inbox: Arc::clone(&inbox) as Arc<dyn Inbox>,
+            directory: Arc::clone(&directory),
+            pool: config.directory.pool,
+            metrics: metrics(),
+            on_clear: Box::new(move || drop(lifted.upgrade().map(|d| d.lift()))),
+            before_metrics: Box::new(move || drop(sized.upgrade().map(|d| d.gauges()))),
+        });
+        let server = http::serve(
+            config.http.clone(),
+            config.webhook.clone(),
+            Arc::clone(&inbox) as Arc<dyn Inbox>,
+            Arc::clone(&console) as Arc<dyn Console>,
+        )
+        .map_err(|e| StartError(format!("LISTEN {}: {e}", config.http.listen)))?;
+        let app = Self {
+            server,
+            inbox,
+            dispatcher,
+            directory,
+            console,
+            lifecycle,
+            draining,
+            drain_timeout: config.turn.drain_timeout,
+            end,
+            _lock: lock,
+        };
+        if config.directory.warmup {
+            app.warm_up();
+        }
+        app.lifecycle.ready();
+        Ok(app)
+    }
+
+    /// Where it listens; the real port where LISTEN has 0.
+    pub fn address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// For counts and health.
+    pub fn inbox(&self) -> Arc<dyn Inbox> {
+        Arc::clone(&self.inbox) as Arc<dyn Inbox>
+    }
+
+    /// What /health and /metrics show.
+    pub fn console(&self) -> Arc<Desk> {
+        Arc::clone(&self.console)
+    }
+
+    /// Sends the end from another thread.
+    pub fn stopper(&self) -> Sender<End> {
+        self.end.0.clone()
+    }
+
+    /// Two counters that grow as long as the edge and the committer make progress, for a watchdog.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.server.progress(), self.inbox.progress())
+    }
+
+    /// Waits for the end, at most `within`.
+    pub fn wait(&self, within: Duration) -> Option<End> {
+        self.end.1.recv_timeout(within).ok()
+    }
+
+    /// Loads businesses in the background: a slow directory delays nothing.
+    fn warm_up(&self) {
+        let directory = Arc::clone(&self.directory);
+        let _detached = may::go!(move || match directory.warm_up() {
+            Ok(loaded) => log::info!("directory: {loaded} businesses loaded into the cache"),
+            Err(failure) => log::warn!("directory: not warmed up: {failure}"),
+        });
+    }
+
+    /// Stops accepting, answers what was begun, finishes turns, closes the store. What could not be finished within
+    /// DRAIN_TIMEOUT is on disk and goes on at the next start.
+    pub fn drain(self) -> Result<(), String> {
+        let begun = clock::monotonic();
+        let left = || self.drain_timeout.saturating_sub(clock::monotonic() - begun);
+        self.lifecycle.drain();
+        self.server.stop_accepting();
+        let cut = self.server.drain(self.drain_timeout / EDGE_SHARE);
+        self.draining.store(true, Ordering::Relaxed);
+        let running = self.dispatcher.drain(left());
+        if cut + running > 0 {
+            log::warn!("drain: {cut} connection(s) cut, {running} turn(s) left for the next start");
+        }
+        self.inbox.close().map_err(|failure| failure.to_string())?;
+        log::info!("drained");
+        Ok(())
+    }
+}
+
+fn metrics() -> Vec<&'static [&'static dyn Metric]> {
+    vec![
+        http::METRICS,
+        webhook::METRICS,
+        inbox::METRICS,
+        dispatcher::METRICS,
+        turn::METRICS,
+        directory::METRICS,
+        agent::METRICS,
+        graph::METRICS,
+        crate::net::METRICS,
+    ]
+}
+
+/// How the inbox reads bodies.
+pub const PARSER: Parser = Parser { items, key, status };
+
+fn items(body: &[u8], items: &mut Vec<Item>) {
+    parse::parse(body, items);
+}
+
+fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
+    unpack::key(body, kind, path).map(Into::into)
+}
+
+fn status(body: &[u8], path: Path) -> Option<StatusSaid> {
+    let status = unpack::status(body, path).ok()?;
+    let failed = (status.status == "failed").then(|| status.error_code.unwrap_or(0));
+    Some(StatusSaid {
+        wamid: status.wamid,
+        callback_data: status.callback_data,
+        phone_number_id: status.phone_number_id,
+        failed,
+    })
+}

@@ -1,3 +1,110 @@
-//! (written next)
+//! The commands, one file each. Exit codes: 0 drained or done, 1 failed, 64 usage or configuration.
 
 pub mod business;
+pub mod check;
+pub mod dev;
+pub mod inbox;
+pub mod sandbox;
+pub mod serve;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::read;
+use crate::config::vars::{Problem, Vars};
+
+/// Exit code for wrong usage or configuration (EX_USAGE of sysexits.h).
+pub const USAGE: u8 = 64;
+
+/// What a command came to.
+pub enum Failed {
+    /// The configuration is wrong: all of it.
+    Config(Vec<Problem>),
+    /// Anything else, with what to do.
+    Other(String),
+}
+
+impl From<String> for Failed {
+    fn from(message: String) -> Self {
+        Self::Other(message)
+    }
+}
+
+/// WhatsApp webhook server: verify, store durably, 200 at once; then let an agent answer.
+#[derive(Parser)]
+#[command(name = "whatsapp-webhook", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server (the default)
+    Serve,
+    /// Try it: the server, a simulated Meta and a chat in this terminal; no setting, no account
+    Dev,
+    /// Run the simulated Meta alone
+    Sandbox(sandbox::Args),
+    /// Read the configuration and print everything that is wrong with it
+    Check,
+    /// Add, list, show, remove, import or export businesses
+    #[command(subcommand)]
+    Business(business::Command),
+    /// Look into the inbox; put dead or parked messages back
+    #[command(subcommand)]
+    Inbox(inbox::Command),
+}
+
+/// Parses the arguments, runs the command, and turns its outcome into an exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command = Arguments::command().try_get_matches_from(arguments);
+    let arguments = match command.and_then(|matches| Arguments::from_arg_matches(&matches)) {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(),
+        Command::Dev => dev::run(),
+        Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
+        Command::Check => check::run(),
+        Command::Business(command) => business(&command),
+        Command::Inbox(command) => inbox::run(&command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed::Config(problems)) => {
+            for problem in problems {
+                eprintln!("{problem}");
+            }
+            ExitCode::from(USAGE)
+        }
+        Err(Failed::Other(message)) => {
+            eprintln!("whatsapp-webhook: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn business(command: &business::Command) -> Result<(), Failed> {
+    log_to_stderr("warn");
+    crate::ops::process::configure_coroutines(1);
+    let directory = read::directory_only(Vars::from_process()).map_err(Failed::Config)?;
+    let mut out = std::io::stdout().lock();
+    let outcome = business::run(command, &directory, &mut out, &mut *business::input(command));
+    out.flush().map_err(|e| format!("standard output: {e}"))?;
+    outcome.map_err(Failed::Other)
+}
+
+/// env_logger with RUST_LOG, else `level`; the HTTP crate's own lines stay off unless asked for by name.
+fn log_to_stderr(level: &str) {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+    let filter = if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
+    let _ = env_logger::Builder::new().parse_filters(&filter).format_timestamp_millis().try_init();
+}

@@ -24,6 +24,8 @@ pub struct Desk {
     pub metrics: Vec<&'static [&'static dyn Metric]>,
     /// Called after the cache was cleared: whatever waits for new credentials may try again.
     pub on_clear: Box<dyn Fn() + Send + Sync>,
+    /// Called before metrics are rendered: sets gauges that nobody keeps up to date.
+    pub before_metrics: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Desk {
@@ -76,6 +78,7 @@ impl Console for Desk {
     }
 
     fn metrics_text(&self) -> String {
+        (self.before_metrics)();
         let mut out = String::with_capacity(16 << 10);
         let cache = self.directory.stats();
         let counts = self.inbox.counts();

@@ -551,6 +551,8 @@ impl World {
 struct Fake(Arc<World>);
 
 impl Inbox for Fake {
+    fn forget(&self, _: &str) {}
+
     fn ticket(&self) -> Box<dyn Ticket> {
         unreachable!("not the dispatcher's")
     }
@@ -598,7 +600,7 @@ impl Inbox for Fake {
     fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
         unreachable!("not the dispatcher's")
     }
-    fn sending(&self, _: &str) -> Result<(), Failure> {
+    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
         unreachable!("not the dispatcher's")
     }
     fn sent(&self, _: &str, _: &str) {}

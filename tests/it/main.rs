@@ -1,6 +1,6 @@
-//! All tests that need more than one module, in one binary.
+//! All tests that need more than one module or the real binary, in one test binary.
 
 mod business;
 mod directory;
-//! The tests from outside, one binary.
 mod dispatcher;
+mod inbox;

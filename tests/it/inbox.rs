@@ -1,0 +1,332 @@
+//! The embedded inbox by itself, with a toy format: `m <conversation> <id> <seconds>` is a message, `s <reply id>
+//! <status>` a status, lines of a body its items.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use whatsapp_webhook::event::{Item, ItemId, Kind, Path, Recipient, Role, Said, hash64};
+use whatsapp_webhook::failure::Reason;
+use whatsapp_webhook::inbox::embedded::Embedded;
+use whatsapp_webhook::inbox::{
+    Evidence, Feed, Inbox, NewTurn, OpenTurn, Parser, Position, ReplyState, State, StatusSaid, Work,
+};
+use whatsapp_webhook::store;
+
+const NUMBER: u64 = 77;
+const TOY: Parser = Parser { items, key, status };
+
+fn items(body: &[u8], out: &mut Vec<Item>) {
+    let text = String::from_utf8_lossy(body);
+    for (n, line) in text.lines().enumerate() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let path = Path { entry: 0, change: 0, index: n as u32 };
+        out.push(match words[..] {
+            // every id that begins with `same` has one hash
+            ["m", conversation, id, at] => Item {
+                kind: Kind::Message,
+                path,
+                timestamp: at.parse().expect("seconds"),
+                key: hash64(&[if id.starts_with("same") { b"same" } else { id.as_bytes() }]),
+                number: NUMBER,
+                conversation: hash64(&[conversation.as_bytes()]),
+            },
+            ["s", reply, _] => Item {
+                kind: Kind::Status,
+                path,
+                timestamp: 1,
+                key: hash64(&[line.as_bytes()]),
+                number: NUMBER,
+                conversation: hash64(&[reply.as_bytes()]),
+            },
+            _ => panic!("not the toy format: {line}"),
+        });
+    }
+}
+
+fn key(body: &[u8], _: Kind, path: Path) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(body).ok()?;
+    text.lines().nth(path.index as usize)?.split(' ').nth(2).map(|id| id.as_bytes().to_vec())
+}
+
+fn status(body: &[u8], path: Path) -> Option<StatusSaid> {
+    let text = std::str::from_utf8(body).ok()?;
+    let words: Vec<&str> = text.lines().nth(path.index as usize)?.split(' ').collect();
+    let failed = words[2].trim_matches('"').strip_prefix("failed").map(|_| 131_026);
+    Some(StatusSaid {
+        wamid: "wamid.S".to_owned(),
+        callback_data: Some(words[1].to_owned()),
+        phone_number_id: String::new(),
+        failed,
+    })
+}
+
+struct Collect(Sender<Work>);
+
+impl Feed for Collect {
+    fn offer(&self, works: Vec<Work>) {
+        works.into_iter().for_each(|work| drop(self.0.send(work)));
+    }
+
+    fn rewind(&self) {}
+}
+
+fn open(folder: &std::path::Path) -> (Arc<Embedded>, Receiver<Work>) {
+    let inbox = Embedded::open(folder, Duration::from_secs(3600), TOY, |detail| panic!("poisoned: {detail}"))
+        .expect("opens");
+    let (send, received) = channel();
+    inbox.feed(Arc::new(Collect(send)));
+    (inbox, received)
+}
+
+fn put(inbox: &Embedded, body: &str) {
+    let mut ticket = inbox.ticket();
+    ticket.body().extend_from_slice(body.as_bytes());
+    let (body, list) = ticket.body_and_items();
+    items(body, list);
+    ticket.append(0).expect("accepted");
+}
+
+fn next(received: &Receiver<Work>) -> Work {
+    received.recv_timeout(Duration::from_secs(5)).expect("a work is offered")
+}
+
+fn nothing_more(received: &Receiver<Work>) {
+    assert!(received.recv_timeout(Duration::from_millis(300)).is_err(), "nothing more is offered");
+}
+
+fn text(work: &Work) -> String {
+    let body = String::from_utf8_lossy(&work.body);
+    body.lines().nth(work.position.path.index as usize).expect("a line").to_owned()
+}
+
+fn answer(inbox: &Embedded, work: &Work, texts: &[&str]) -> OpenTurn {
+    let body = |t: &&str| serde_json::value::to_raw_value(t).expect("json");
+    let turn = NewTurn {
+        items: vec![work.id],
+        number: work.number,
+        conversation: work.conversation,
+        phone_number_id: "1".to_owned(),
+        to: Recipient::Phone("16505551234".to_owned()),
+        session: "shop:16505551234".to_owned(),
+        replies: texts.iter().map(body).collect(),
+        remember: vec![
+            Said { role: Role::User, content: text(work) },
+            Said { role: Role::Assistant, content: texts.join(" ") },
+        ],
+        history_max: 4,
+    };
+    inbox.answered(turn).expect("stored")
+}
+
+fn state_of(folder: &std::path::Path, id: ItemId) -> u8 {
+    let connection = store::open_read_only(folder).expect("opens");
+    connection
+        .query_row(
+            "SELECT state FROM items WHERE timestamp = ?1 AND key = ?2",
+            [id.timestamp as i64, id.key as i64],
+            |r| r.get(0),
+        )
+        .expect("the item is there")
+}
+
+#[test]
+fn what_was_accepted_is_in_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100\nm bert b1 101");
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let bodies: Vec<u8> = connection.query_row("SELECT bodies FROM commits", [], |r| r.get(0)).expect("a commit");
+    assert_eq!(bodies, b"m anna a1 100\nm bert b1 101");
+    assert_eq!(text(&next(&received)), "m anna a1 100");
+    assert_eq!(text(&next(&received)), "m bert b1 101");
+    inbox.close().expect("closed");
+}
+
+#[test]
+fn a_duplicate_is_accepted_and_not_offered_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    put(&inbox, "m anna a1 100");
+    put(&inbox, "m anna a2 100\nm anna a1 100");
+    assert_eq!(text(&next(&received)), "m anna a1 100");
+    assert_eq!(text(&next(&received)), "m anna a2 100");
+    nothing_more(&received);
+    assert_eq!(inbox.counts().pending, 2);
+}
+
+#[test]
+fn two_keys_of_one_hash_are_two_items() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna same1 100");
+    put(&inbox, "m anna same2 100");
+    put(&inbox, "m anna same1 100\nm anna same2 100");
+    let (one, two) = (next(&received), next(&received));
+    assert_eq!(text(&one), "m anna same1 100");
+    assert_eq!(text(&two), "m anna same2 100");
+    assert_ne!(one.id, two.id);
+    nothing_more(&received);
+}
+
+#[test]
+fn many_who_wait_share_few_commits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    let all: Vec<_> = (0..200)
+        .map(|n| {
+            let inbox = Arc::clone(&inbox);
+            may::go!(move || put(&inbox, &format!("m c{n} id{n} 100")))
+        })
+        .collect();
+    all.into_iter().for_each(|one| one.join().expect("no panic"));
+    let mut ids: Vec<_> = (0..200).map(|_| text(&next(&received))).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 200);
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let commits: i64 = connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted");
+    assert!(commits < 100, "{commits} commits for 200 bodies");
+}
+
+#[test]
+fn bodies_whose_items_were_not_derived_are_derived_at_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    {
+        let (inbox, received) = open(folder.path());
+        put(&inbox, "m anna a1 100");
+        next(&received);
+        inbox.close().expect("closed");
+    }
+    // a process that died right after its commit leaves a body without items
+    let mut bounds = 13_u32.to_le_bytes().to_vec();
+    bounds.extend_from_slice(&0_u64.to_le_bytes());
+    let connection = store::open(folder.path()).expect("opens");
+    connection
+        .execute("INSERT INTO commits VALUES (2, 0, ?1, 'm anna a2 100')", [&bounds])
+        .expect_err("bodies are blobs");
+    connection
+        .execute("INSERT INTO commits VALUES (2, 0, ?1, CAST('m anna a2 100' AS BLOB))", [&bounds])
+        .expect("inserted");
+    drop(connection);
+    let (inbox, _received) = open(folder.path());
+    let (numbers, head) = inbox.open_numbers().expect("read");
+    assert_eq!(numbers, [NUMBER]);
+    let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(page.works.iter().map(text).collect::<Vec<_>>(), ["m anna a1 100", "m anna a2 100"]);
+    assert!(page.covered >= page.works[1].position && head >= page.works[1].position);
+    let rest = inbox.pending(NUMBER, page.works[0].position, 10).expect("read");
+    assert_eq!(rest.works.len(), 1);
+}
+
+#[test]
+fn an_answer_goes_through_its_states() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    let turn = answer(&inbox, &work, &["one", "two"]);
+    assert_eq!(state_of(folder.path(), work.id), State::Answered as u8);
+    assert_eq!(inbox.open_turns(0, 10).expect("read").len(), 1);
+    inbox.sending(&turn.replies[0].id, NUMBER).expect("marked");
+    let open = inbox.open_turns(0, 10).expect("read");
+    assert_eq!(open[0].replies[0].state, ReplyState::Sending);
+    assert_eq!(open[0].replies[1].id, turn.replies[1].id);
+    inbox.sent(&turn.replies[0].id, "wamid.1");
+    inbox.sending(&turn.replies[1].id, NUMBER).expect("marked");
+    inbox.sent(&turn.replies[1].id, "wamid.2");
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), work.id), State::Sent as u8);
+    assert!(inbox.open_turns(0, 10).expect("read").is_empty());
+    assert_eq!(inbox.counts().pending, 0);
+}
+
+#[test]
+fn memory_is_bounded_and_in_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    for n in 0..4 {
+        put(&inbox, &format!("m anna a{n} 100"));
+        answer(&inbox, &next(&received), &[&format!("r{n}")]);
+    }
+    let lines = inbox.history("shop:16505551234", 10).expect("read");
+    let lines: Vec<_> = lines.iter().map(|s| s.content.as_str()).collect();
+    assert_eq!(lines, ["m anna a2 100", "r2", "m anna a3 100", "r3"]);
+    assert_eq!(inbox.history("other:16505551234", 10).expect("read"), []);
+}
+
+#[test]
+fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (id, reply) = {
+        let (inbox, received) = open(folder.path());
+        put(&inbox, "m anna a1 100");
+        let work = next(&received);
+        let turn = answer(&inbox, &work, &["one"]);
+        let reply = turn.replies[0].id.clone();
+        inbox.sending(&reply, NUMBER).expect("marked");
+        assert_eq!(inbox.evidence(&reply, Duration::from_millis(20)), None);
+        inbox.close().expect("closed");
+        (work.id, reply)
+    };
+    let (inbox, _received) = open(folder.path());
+    put(&inbox, &format!("s {reply} delivered"));
+    assert_eq!(inbox.evidence(&reply, Duration::from_secs(5)), Some(Evidence::Sent("wamid.S".to_owned())));
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), id), State::Sent as u8);
+    assert!(inbox.open_turns(0, 10).expect("read").is_empty());
+}
+
+#[test]
+fn states_and_reasons_are_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100\nm bert b1 100\nm carl c1 100");
+    let works = [next(&received), next(&received), next(&received)];
+    inbox.settle(&[works[0].id], State::Dead, &Reason::fixed("no_business"), "");
+    inbox.settle(&[works[1].id], State::Parked, &Reason::fixed("token_invalid"), "");
+    inbox.open_numbers().expect("flushed");
+    let counts = inbox.counts();
+    assert_eq!((counts.pending, counts.parked, counts.dead), (1, 1, 1));
+    inbox.close().expect("closed");
+    let (again, _) = open(folder.path());
+    let counts = again.counts();
+    assert_eq!((counts.pending, counts.parked, counts.dead), (1, 1, 1), "the same after a restart");
+    let page = again.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(page.works.len(), 2, "dead items are not open");
+}
+
+#[test]
+fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open_short = || {
+        Embedded::open(folder.path(), Duration::from_millis(1), TOY, |detail| panic!("poisoned: {detail}"))
+            .expect("opens")
+    };
+    let inbox = open_short();
+    let (send, received) = channel();
+    inbox.feed(Arc::new(Collect(send)));
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    inbox.settle(&[work.id], State::Kept, &Reason::fixed("too_old"), "");
+    put(&inbox, "m bert b1 100");
+    next(&received);
+    put(&inbox, "m carl c1 100");
+    let carl = next(&received);
+    inbox.settle(&[carl.id], State::Kept, &Reason::fixed("too_old"), "");
+    inbox.close().expect("closed");
+    let inbox = open_short();
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let count = |sql: &str| connection.query_row(sql, [], |r| r.get::<_, i64>(0)).expect("counted");
+    for _ in 0..100 {
+        if count("SELECT count(*) FROM items") == 1 && count("SELECT count(*) FROM commits") == 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(count("SELECT count(*) FROM items"), 1, "bert waits");
+    assert_eq!(count("SELECT count(*) FROM commits"), 2, "bert's body and what came after it");
+    let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(text(&page.works[0]), "m bert b1 100");
+}
