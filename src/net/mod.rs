@@ -2,7 +2,29 @@
 //!
 //! Contract (see `Client`): a call never blocks a worker, ends by its deadline, reuses connections, verifies TLS.
 
+pub mod blocking;
+pub mod client;
+mod resolve;
+mod socket;
+mod trace;
+
 use std::time::Duration;
+
+use crate::ops::metrics::Metric;
+
+/// What this module counts.
+pub static METRICS: &[&dyn Metric] = &[
+    &client::CALLS,
+    &client::FAILED,
+    &client::REPEATED,
+    &client::TOO_LARGE,
+    &socket::CONNECTED,
+    &socket::CONNECT_FAILED,
+    &resolve::LOOKUPS,
+    &resolve::LOOKUPS_FAILED,
+    &blocking::FULL,
+    &blocking::LATE,
+];
 
 /// A call's answer, whatever its status. Non-2xx is not an error here.
 #[derive(Debug)]

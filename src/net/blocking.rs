@@ -1,0 +1,164 @@
+//! Threads for work that blocks: a name lookup, a driver without coroutines.
+//!
+//! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread) gives up at
+//! its own deadline; the job itself runs to its end, its late result is dropped. A job that panics ends only itself.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+use may::sync::Blocker;
+use parking_lot::Mutex;
+
+use crate::clock;
+use crate::ops::metrics::Counter;
+
+pub(super) static FULL: Counter = Counter::new("blocking_full_total", "Blocking jobs refused: queue full.");
+pub(super) static LATE: Counter = Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
+
+/// Why there is no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRun {
+    /// The queue is full; the job never ran.
+    Full,
+    /// The deadline passed; the job may still run.
+    Late,
+    /// The job panicked.
+    Panicked,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads for blocking jobs. They end when the pool is dropped and the queue is empty.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: Sender<Job>,
+}
+
+enum Slot<T> {
+    Open,
+    Done(T),
+    /// The job's side is gone without a result: it panicked.
+    Lost,
+}
+
+/// Filled by the job; dropping it wakes the waiter whatever happened.
+struct Reply<T> {
+    slot: Arc<Mutex<Slot<T>>>,
+    waiter: Arc<Blocker>,
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        let mut slot = self.slot.lock();
+        if matches!(*slot, Slot::Open) {
+            *slot = Slot::Lost;
+        }
+        drop(slot);
+        self.waiter.unpark();
+    }
+}
+
+impl Pool {
+    /// Starts `threads` threads called `name`, with room for `queue` waiting jobs.
+    pub fn new(name: &str, threads: usize, queue: usize) -> Self {
+        let (jobs, waiting) = bounded::<Job>(queue);
+        for _ in 0..threads.max(1) {
+            let waiting = waiting.clone();
+            let run = move || waiting.iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(run)
+                .expect("the system gives a few threads at the start");
+        }
+        Self { jobs }
+    }
+
+    /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included).
+    pub fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+        within: Duration,
+    ) -> Result<T, NotRun> {
+        let deadline = clock::monotonic() + within;
+        let waiter = Blocker::current();
+        let slot = Arc::new(Mutex::new(Slot::Open));
+        let reply = Reply { slot: Arc::clone(&slot), waiter: Arc::clone(&waiter) };
+        let job = move || {
+            let done = job();
+            *reply.slot.lock() = Slot::Done(done);
+        };
+        if self.jobs.try_send(Box::new(job)).is_err() {
+            FULL.inc();
+            return Err(NotRun::Full);
+        }
+        loop {
+            match std::mem::replace(&mut *slot.lock(), Slot::Open) {
+                Slot::Done(done) => return Ok(done),
+                Slot::Lost => return Err(NotRun::Panicked),
+                Slot::Open => {}
+            }
+            let left = deadline.saturating_sub(clock::monotonic());
+            if left.is_zero() {
+                LATE.inc();
+                return Err(NotRun::Late);
+            }
+            if waiter.park(Some(left)).is_err() {
+                clock::back_to_worker();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn coroutine<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+        may::go!(f).join().expect("no panic")
+    }
+
+    #[test]
+    fn a_result_reaches_a_thread_and_a_coroutine() {
+        let pool = Arc::new(Pool::new("test", 1, 4));
+        assert_eq!(pool.run(|| 7, LONG), Ok(7));
+        let name = pool.run(|| std::thread::current().name().map(str::to_owned), LONG);
+        assert_eq!(name, Ok(Some("test".to_owned())));
+        assert_eq!(coroutine(move || pool.run(|| 8, LONG)), Ok(8));
+    }
+
+    #[test]
+    fn a_panic_ends_only_its_job() {
+        let pool = Pool::new("test", 1, 4);
+        assert_eq!(pool.run(|| panic!("on purpose"), LONG), Err::<(), _>(NotRun::Panicked));
+        assert_eq!(pool.run(|| 1, LONG), Ok(1));
+    }
+
+    #[test]
+    fn a_late_job_is_given_up_and_a_full_queue_refuses() {
+        let pool = Arc::new(Pool::new("test", 1, 1));
+        let (open, gate) = bounded::<()>(0);
+        let (began, begun) = bounded::<()>(1);
+        let held = Arc::clone(&pool);
+        let first = may::go!(move || {
+            let job = move || {
+                let _ = began.send(());
+                let _ = gate.recv();
+            };
+            held.run(job, Duration::from_millis(50))
+        });
+        begun.recv().expect("the job began");
+        assert_eq!(first.join().expect("no panic"), Err(NotRun::Late));
+        // the thread is still busy: one job waits, the next finds no room
+        assert_eq!(pool.run(|| (), Duration::from_millis(20)), Err(NotRun::Late));
+        assert_eq!(pool.run(|| (), LONG), Err(NotRun::Full));
+        open.send(()).expect("the job waits");
+        // the queue drains and the pool works again
+        while pool.run(|| (), LONG) == Err(NotRun::Full) {
+            std::thread::yield_now();
+        }
+    }
+}
