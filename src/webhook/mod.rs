@@ -13,7 +13,11 @@ pub mod signature;
 pub mod unpack;
 
 mod facts;
+#[cfg(test)]
+mod random;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use crate::ops::metrics::{Counter, Metric};
 

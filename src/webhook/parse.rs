@@ -179,7 +179,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
 }
 
-fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
+/// Every item of a body into `sink`, by simd-json's tape.
+pub(super) fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
     if body.len() > TAPE_BODY_MAX {
         return Err(Stop::Tape);
     }
