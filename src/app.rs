@@ -207,7 +207,7 @@ fn items(body: &[u8], items: &mut Vec<Item>) {
 }
 
 fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
-    unpack::key(body, kind, path).map(Into::into)
+    unpack::key(body, kind, path)
 }
 
 fn status(body: &[u8], path: Path) -> Option<StatusSaid> {

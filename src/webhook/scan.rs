@@ -1,0 +1,388 @@
+//! Reads a body with serde_json without building anything: members and elements are slices of the body.
+//!
+//! It takes what simd-json refuses though nothing is lost by it (half a surrogate pair in somebody's text, a number
+//! beyond any machine's), and it knows the bytes of each part. Nothing recurses: what is skipped is skipped by
+//! serde_json's loop, and what is entered is five levels deep. A pass over a body costs about as much as one over
+//! its values, so `entries` goes through once, a change's value is gone through twice more.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::facts::{CONTACTS_MAX, Change, Contact, MessageFacts, StatusFacts, Value, seconds};
+use super::parse::{ITEMS_MAX, Sink, Stop};
+use crate::event::{Kind, Path};
+
+/// An entry of `entry`: nothing where it is no object.
+#[derive(Debug, Default)]
+pub struct Entry<'a> {
+    id: Option<&'a RawValue>,
+    time: Option<&'a RawValue>,
+    /// Empty where `changes` is no array.
+    pub changes: Vec<RawChange<'a>>,
+}
+
+/// An entry of `changes`: nothing where it is no object.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawChange<'a> {
+    field: Option<&'a RawValue>,
+    value: Option<&'a RawValue>,
+}
+
+impl<'a> RawChange<'a> {
+    /// The bytes of its value.
+    pub fn value(&self) -> &'a str {
+        self.value.map_or("", RawValue::get)
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// The head of its change number `nth`, without the number it is about.
+    pub fn head(&self, nth: usize) -> Change<'a> {
+        Change {
+            entry_id: text(self.id),
+            time: seconds(&text(self.time)),
+            field: text(self.changes.get(nth).and_then(|change| change.field)),
+            ..Change::default()
+        }
+    }
+}
+
+/// The arrays and the number of a `value` under `field` = `messages`; empty where they are not as they should be.
+#[derive(Debug, Default)]
+pub struct MessagesValue<'a> {
+    metadata: &'a str,
+    contacts: &'a str,
+    messages: &'a str,
+    statuses: &'a str,
+    errors: &'a str,
+}
+
+impl<'a> MessagesValue<'a> {
+    /// Takes apart the bytes of a value.
+    pub fn read(value: &'a str) -> Self {
+        let mut this = Self::default();
+        members(value, |name, value| match name {
+            "metadata" => this.metadata = value.get(),
+            "contacts" => this.contacts = value.get(),
+            "messages" => this.messages = value.get(),
+            "statuses" => this.statuses = value.get(),
+            "errors" => this.errors = value.get(),
+            _ => {}
+        });
+        this
+    }
+
+    /// `metadata.phone_number_id`.
+    pub fn phone_number_id(&self) -> Cow<'a, str> {
+        let mut id = Cow::Borrowed("");
+        members(self.metadata, |name, value| {
+            if name == "phone_number_id" {
+                id = value_of(value).into_text();
+            }
+        });
+        id
+    }
+
+    /// The first [`CONTACTS_MAX`] contacts, each with its bytes.
+    pub fn contacts(&self) -> (Vec<Contact<'a>>, Vec<&'a str>) {
+        let (mut contacts, mut raws) = (Vec::new(), Vec::new());
+        elements(self.contacts, |raw| {
+            let mut contact = Contact::default();
+            members(raw.get(), |name, value| contact.set(name, value_of(value)));
+            contacts.push(contact);
+            raws.push(raw.get());
+            contacts.len() < CONTACTS_MAX
+        });
+        (contacts, raws)
+    }
+
+    /// Calls `each` with the bytes of each message, status or error, until it returns false.
+    pub fn each(&self, kind: Kind, each: impl FnMut(&'a RawValue) -> bool) {
+        let array = match kind {
+            Kind::Status => self.statuses,
+            Kind::Error => self.errors,
+            _ => self.messages,
+        };
+        elements(array, each);
+    }
+}
+
+/// What matters of a message.
+pub fn message_facts(raw: &str) -> MessageFacts<'_> {
+    let mut facts = MessageFacts::default();
+    members(raw, |name, value| facts.set(name, value_of(value)));
+    facts
+}
+
+/// What matters of a status.
+pub fn status_facts(raw: &str) -> StatusFacts<'_> {
+    let mut facts = StatusFacts::default();
+    members(raw, |name, value| facts.set(name, value_of(value)));
+    facts
+}
+
+/// The entries of a body.
+pub fn entries(body: &[u8]) -> Result<Vec<Entry<'_>>, Stop> {
+    let body = std::str::from_utf8(body).map_err(|_| Stop::NotJson)?;
+    let read: Result<Body<'_>, _> = serde_json::from_str(body);
+    read.map(|body| body.0).map_err(|_| Stop::NotJson)
+}
+
+/// Every item of a body into `sink`.
+pub fn items(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
+    for (e, entry) in entries(body)?.iter().enumerate() {
+        let path = Path { entry: e as u32, ..Path::default() };
+        if entry.changes.is_empty() {
+            sink.change(&entry.head(0), path, Some(b""))?;
+        }
+        for (c, raw) in entry.changes.iter().enumerate() {
+            change_items(entry.head(c), raw, Path { change: c as u32, ..path }, sink)?;
+        }
+    }
+    Ok(())
+}
+
+fn change_items<'a>(
+    mut change: Change<'a>,
+    raw: &RawChange<'a>,
+    path: Path,
+    sink: &mut Sink<'_>,
+) -> Result<(), Stop> {
+    let value = MessagesValue::read(raw.value());
+    change.set_phone_number_id(value.phone_number_id());
+    let before = sink.len();
+    if change.field == "messages" {
+        let (contacts, _) = value.contacts();
+        for kind in [Kind::Message, Kind::Status, Kind::Error] {
+            let mut result = Ok(());
+            let mut index = 0;
+            value.each(kind, |raw| {
+                let path = Path { index, ..path };
+                let bytes = Some(raw.get().as_bytes());
+                result = match kind {
+                    Kind::Message => sink.message(&message_facts(raw.get()), &change, &contacts, path, bytes),
+                    Kind::Status => sink.status(&status_facts(raw.get()), &change, path, bytes),
+                    _ => sink.error(&change, path, bytes),
+                };
+                index += 1;
+                result.is_ok()
+            });
+            result?;
+        }
+    }
+    if sink.len() == before { sink.change(&change, path, Some(raw.value().as_bytes())) } else { Ok(()) }
+}
+
+/// Calls `each` with the members of an object in their order; false where `raw` is none.
+pub fn members<'a>(raw: &'a str, each: impl FnMut(&str, &'a RawValue)) -> bool {
+    raw.starts_with('{') && serde_json::Deserializer::from_str(raw).deserialize_map(Members(each)).is_ok()
+}
+
+/// Calls `each` with the elements of an array in their order, until it returns false; false where `raw` is none.
+pub fn elements<'a>(raw: &'a str, each: impl FnMut(&'a RawValue) -> bool) -> bool {
+    raw.starts_with('[') && serde_json::Deserializer::from_str(raw).deserialize_seq(Elements(each)).is_ok()
+}
+
+/// A value as `facts` takes it.
+pub fn value_of(raw: &RawValue) -> Value<'_> {
+    let raw = raw.get();
+    match raw.as_bytes()[0] {
+        b'"' => Value::Text(string(raw)),
+        b'{' => Value::Object,
+        b'[' => Value::Array,
+        b'0'..=b'9' if raw.bytes().all(|b| b.is_ascii_digit()) => Value::Text(Cow::Borrowed(raw)),
+        _ => Value::Other,
+    }
+}
+
+fn text(raw: Option<&RawValue>) -> Cow<'_, str> {
+    raw.map_or(Cow::Borrowed(""), |raw| value_of(raw).into_text())
+}
+
+/// Decodes a string with its quotes. Half a surrogate pair becomes U+FFFD.
+fn string(quoted: &str) -> Cow<'_, str> {
+    let inner = &quoted[1..quoted.len() - 1];
+    if !inner.contains('\\') {
+        return Cow::Borrowed(inner);
+    }
+    // as bytes serde_json decodes halves too, to three bytes that are not UTF-8
+    let Ok(Wtf8(bytes)) = serde_json::from_str(quoted) else { return Cow::Borrowed(inner) };
+    Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|e| {
+        String::from_utf8_lossy(e.as_bytes()).replace("\u{fffd}\u{fffd}\u{fffd}", "\u{fffd}")
+    }))
+}
+
+struct Wtf8(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Wtf8 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Wtf8;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Wtf8, E> {
+                Ok(Wtf8(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+struct Members<F>(F);
+
+impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Members<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            (self.0)(&string(name.get()), value);
+        }
+        Ok(())
+    }
+}
+
+struct Elements<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue) -> bool> Visitor<'de> for Elements<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(element) = seq.next_element()? {
+            if !(self.0)(element) {
+                return Err(A::Error::custom("enough"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A place in the envelope where an object or an array is expected; whatever else stands there is read as nothing.
+trait Part<'de>: Default {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let _ = name;
+        map.next_value::<IgnoredAny>().map(drop)
+    }
+    fn elements<A: SeqAccess<'de>>(&mut self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+struct Lenient<T>(T);
+
+impl<'de, T: Part<'de>> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Anything(T::default())).map(Lenient)
+    }
+}
+
+struct Anything<T>(T);
+
+impl<'de, T: Part<'de>> Visitor<'de> for Anything<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<T, A::Error> {
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            self.0.member(&string(name.get()), &mut map)?;
+        }
+        Ok(self.0)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(mut self, seq: A) -> Result<T, A::Error> {
+        self.0.elements(seq)?;
+        Ok(self.0)
+    }
+    fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+        Ok(self.0)
+    }
+    fn visit_bool<E: Error>(self, _: bool) -> Result<T, E> {
+        Ok(self.0)
+    }
+    fn visit_u64<E: Error>(self, _: u64) -> Result<T, E> {
+        Ok(self.0)
+    }
+    fn visit_i64<E: Error>(self, _: i64) -> Result<T, E> {
+        Ok(self.0)
+    }
+    fn visit_f64<E: Error>(self, _: f64) -> Result<T, E> {
+        Ok(self.0)
+    }
+    fn visit_unit<E: Error>(self) -> Result<T, E> {
+        Ok(self.0)
+    }
+}
+
+#[derive(Default)]
+struct List<T>(Vec<T>);
+
+impl<'de, T: Part<'de>> Part<'de> for List<T> {
+    fn elements<A: SeqAccess<'de>>(&mut self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(Lenient(element)) = seq.next_element()? {
+            self.0.push(element);
+            if self.0.len() > ITEMS_MAX {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Body<'a>(Vec<Entry<'a>>);
+
+impl<'de> Deserialize<'de> for Body<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Lenient::deserialize(deserializer).map(|Lenient(body)| body)
+    }
+}
+
+impl<'de> Part<'de> for Body<'de> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "entry" => map.next_value().map(|Lenient(List(entries))| self.0 = entries),
+            _ => map.next_value::<IgnoredAny>().map(drop),
+        }
+    }
+}
+
+impl<'de> Part<'de> for Entry<'de> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "id" => self.id = Some(map.next_value()?),
+            "time" => self.time = Some(map.next_value()?),
+            "changes" => {
+                let Lenient(List(changes)) = map.next_value()?;
+                self.changes = changes;
+            }
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Part<'de> for RawChange<'de> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "field" => self.field = Some(map.next_value()?),
+            "value" => self.value = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
