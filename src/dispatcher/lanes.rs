@@ -13,6 +13,8 @@ mod lane;
 #[cfg(test)]
 mod model;
 mod paging;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 use std::cmp::Reverse;
@@ -52,6 +54,9 @@ pub const READS_MAX: usize = 4;
 pub const OPENS_MAX: usize = 5_000;
 /// Turns kept free for numbers below their share, at most (an eighth of MAX_TURNS if that is less).
 pub const RESERVE_MAX: usize = 256;
+
+/// How often numbers behind are looked at for room that others made.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A lane: one conversation of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -162,6 +167,7 @@ pub struct Lanes {
     /// Numbers with a running turn or a ready lane.
     active: usize,
     behind: usize,
+    is_looking: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +215,7 @@ enum Timer {
     Number(u64),
     App(u64),
     Page(u64),
+    Look,
 }
 
 impl Lanes {
@@ -236,6 +243,7 @@ impl Lanes {
             bytes: 0,
             active: 0,
             behind: 0,
+            is_looking: false,
         }
     }
 

@@ -101,7 +101,7 @@ impl Dispatcher {
                     }
                     state.done(key, outcome, now);
                 }
-                Ok(Err(Unread)) => state.panicked(key, now),
+                Ok(Err(Unread)) => state.unrecovered(key, now),
                 Err(panic) => {
                     PANICS.inc();
                     state.panicked(key, now);

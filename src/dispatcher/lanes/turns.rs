@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::lane::{Lane, Lost, Stand};
-use super::{Job, Key, Lanes, Outcome, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer};
+use super::{Job, Key, LOOK_EVERY, Lanes, Outcome, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer};
 use crate::dispatcher::backoff;
 use crate::dispatcher::holds::Gate;
 use crate::inbox::{OpenTurn, Work};
@@ -56,6 +56,14 @@ impl Lanes {
             return;
         }
         match outcome {
+            // a job without works would run for ever
+            Outcome::Again { job: Job::Fresh { works, .. }, .. }
+            | Outcome::Hold { job: Job::Fresh { works, .. }, .. }
+                if works.is_empty() =>
+            {
+                self.release_job(key);
+                self.probe_unsure(key, now);
+            }
             Outcome::Done => {
                 self.release_job(key);
                 self.lift_probed(key, true, true);
@@ -73,6 +81,15 @@ impl Lanes {
 
     /// The run of what was started for `key` panicked and took its job with it.
     pub fn panicked(&mut self, key: Key, now: Duration) {
+        self.lose(key, 1, now);
+    }
+
+    /// What a panic lost could not be looked up: again by backoff.
+    pub fn unrecovered(&mut self, key: Key, now: Duration) {
+        self.lose(key, 0, now);
+    }
+
+    fn lose(&mut self, key: Key, panics: u32, now: Duration) {
         let positions =
             self.lanes.get_mut(&key).map(|lane| std::mem::take(&mut lane.out)).unwrap_or_default();
         if !self.ended(key) {
@@ -80,7 +97,7 @@ impl Lanes {
         }
         let seed = backoff::next_seed(&mut self.seed);
         let at = self.change(key, |lane| {
-            lane.panics = lane.panics.saturating_add(1);
+            lane.panics = lane.panics.saturating_add(panics);
             let at = now + backoff::retry(lane.panics, seed);
             lane.lost = Some(Lost { positions, attempt: lane.panics });
             lane.stand = Stand::Waiting(at);
@@ -146,7 +163,15 @@ impl Lanes {
                         self.refresh(id);
                     }
                 }
+                Timer::Look => {
+                    self.is_looking = false;
+                    self.look_again();
+                }
             }
+        }
+        if self.behind > 0 && !self.is_looking {
+            self.is_looking = true;
+            self.timers.push(Reverse((now + LOOK_EVERY, Timer::Look)));
         }
     }
 
