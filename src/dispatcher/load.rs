@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::lanes::Read;
 use super::run::Dispatcher;
+use super::workers::spawn;
 use super::{PAGES, READ_FAILURES, backoff};
 use crate::clock;
 use crate::failure::Failure;
-use crate::inbox::TurnId;
+use crate::inbox::{Feed, TurnId};
 
 /// Open turns read in one page.
 const TURNS_PAGE: usize = 500;
@@ -49,11 +50,11 @@ impl Dispatcher {
         Ok(loaded)
     }
 
-    /// Reads the noted turns on a coroutine of its own, as there is room for them. Only the first call does something.
+    /// Reads the noted turns on a coroutine of its own, as there is room for them. Once: `loaded` is empty then.
     pub(super) fn begin_loading(self: &Arc<Self>, loaded: &mut Option<Loaded>) {
-        let Some(Loaded { mut after, last }) = loaded.take() else { return };
+        let Some(Loaded { mut after, last }) = *loaded else { return };
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let mut tries = 0;
             while !this.is_draining.load(SeqCst) {
                 if !this.state.lock().wants_turns() {
@@ -85,12 +86,15 @@ impl Dispatcher {
                 }
             }
         });
+        if is_spawned {
+            *loaded = None;
+        }
     }
 
     /// Reads a page on a coroutine of its own.
     pub(super) fn begin_read(self: &Arc<Self>, read: Read) {
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let result = this.inbox.pending(read.number, read.after, read.limit);
             let now = clock::monotonic();
             match result {
@@ -106,13 +110,16 @@ impl Dispatcher {
             }
             this.wake();
         });
+        if !is_spawned {
+            self.state.lock().page_failed(read.number, clock::monotonic());
+        }
     }
 
     /// Finds out which numbers are to be read again, on a coroutine of its own; one at a time.
     pub(super) fn begin_rewind(self: &Arc<Self>) {
         self.is_rewinding.store(true, SeqCst);
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let mut tries = 0;
             while !this.is_draining.load(SeqCst) {
                 match this.inbox.open_numbers() {
@@ -126,6 +133,10 @@ impl Dispatcher {
             this.is_rewinding.store(false, SeqCst);
             this.wake();
         });
+        if !is_spawned {
+            self.is_rewinding.store(false, SeqCst);
+            self.rewind();
+        }
     }
 
     fn wait_after(&self, failure: &Failure, tries: &mut u32) {

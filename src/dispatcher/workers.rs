@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::lanes::{Key, Lost, Start, Task};
 use super::run::Dispatcher;
-use super::{HOLDS, Job, LOST, Outcome, PANICS, TURNS};
+use super::{HOLDS, Job, LOST, Outcome, PANICS, SPAWN_FAILURES, TURNS};
 use crate::clock;
 use crate::failure::{Failure, Reason};
 use crate::inbox::{OpenTurn, Page, State, Work};
@@ -54,7 +54,10 @@ impl Dispatcher {
             return slot.blocker.unpark();
         }
         let this = self.clone();
-        may::go!(move || this.work(start));
+        let key = start.key;
+        if !spawn(move || this.work(start)) {
+            self.state.lock().unrecovered(key, clock::monotonic());
+        }
     }
 
     /// A coroutine's life: turn after turn.
@@ -171,6 +174,15 @@ impl Dispatcher {
             }
         }
     }
+}
+
+/// Runs `f` on a new coroutine. False: there is no memory for its stack (`may` panics then), and `f` is gone.
+pub(super) fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
+    let is_spawned = catch_unwind(AssertUnwindSafe(|| drop(may::go!(f)))).is_ok();
+    if !is_spawned {
+        SPAWN_FAILURES.inc();
+    }
+    is_spawned
 }
 
 fn is_of(work: &Work, lost: &Lost, key: Key) -> bool {

@@ -27,7 +27,6 @@ pub(super) enum Stand {
     Blocked,
 }
 
-#[derive(Debug)]
 pub(super) struct Lane {
     pub(super) stand: Stand,
     /// First of all: what a panic lost.
