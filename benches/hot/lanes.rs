@@ -1,5 +1,5 @@
-//! What the dispatcher adds to a turn. Pure lanes (offer, start, done) against a plain `VecDeque` push and pop of the
-//! same works; then whole turns on coroutines, against a coroutine spawned per turn.
+//! What the dispatcher adds to a turn. Pure lanes (offer, start, done) against a plain `VecDeque` push and
+//! pop of the same works; then whole turns on coroutines, against a coroutine spawned per turn.
 
 use std::collections::VecDeque;
 use std::hint::black_box;

@@ -1,11 +1,12 @@
-//! PURE: who runs next. One lane a conversation, fair between numbers, bounded; no clock (time is an argument since
-//! any fixed start), no coroutine, no socket.
+//! PURE: who runs next. One lane a conversation, fair between numbers, bounded; no clock (time is an argument
+//! since any fixed start), no coroutine, no socket.
 //!
-//! - Of a lane at most one job runs. What arrives meanwhile is one turn together, at most [`TURN_ITEMS_MAX`] works.
-//!   A retry keeps its works; what arrived later waits behind it. Idle lanes are dropped.
-//! - Numbers take turns: each starts at most [`QUANTUM`] turns before the next number is looked at. Of `max_turns` a
-//!   part is kept free for numbers that run less than their share (see [`Lanes::start`]).
-//! - What doesn't fit in memory stays on disk and is read in pages; `behind.rs` has the protocol, `paging.rs` its use.
+//! - Of a lane at most one job runs. What arrives meanwhile is one turn together, at most [`TURN_ITEMS_MAX`]
+//!   works. A retry keeps its works; what arrived later waits behind it. Idle lanes are dropped.
+//! - Numbers take turns: each starts at most [`QUANTUM`] turns before the next number is looked at. Of
+//!   `max_turns` a part is kept free for numbers that run less than their share (see [`Lanes::start`]).
+//! - What doesn't fit in memory stays on disk and is read in pages; `behind.rs` has the protocol, `paging.rs`
+//!   its use.
 //! - What is held stands still until a probe gets through: `holding.rs`.
 
 mod holding;
@@ -39,10 +40,12 @@ pub const QUANTUM: u32 = 8;
 pub const NUMBER_ITEMS_MAX: usize = 2_000;
 /// What any number may keep waiting in memory, however full it is with the works of others.
 pub const NUMBER_ITEMS_MIN: usize = 64;
-/// Works that wait in memory, over all numbers. Near it the share of a number shrinks to [`NUMBER_ITEMS_MIN`]; at twice
-/// this value (possible only with more than 700 numbers behind at once) nothing more is taken.
+/// Works that wait in memory, over all numbers. Near it the share of a number shrinks to
+/// [`NUMBER_ITEMS_MIN`]; at twice this value (possible only with more than 700 numbers behind at once)
+/// nothing more is taken.
 pub const ITEMS_MAX: usize = 50_000;
-/// Bytes of bodies in memory, waiting or running, over all numbers; above it a number keeps one work at a time.
+/// Bytes of bodies in memory, waiting or running, over all numbers; above it a number keeps one work at a
+/// time.
 pub const BYTES_MAX: u64 = 256 << 20;
 /// Bytes of bodies of one number in memory, above which it is read from disk.
 pub const NUMBER_BYTES_MAX: u64 = BYTES_MAX / 4;
@@ -329,7 +332,8 @@ impl Lanes {
         lane.push(work, bytes);
     }
 
-    /// After anything that concerns the number: its place in the ring, its wish for a page, its right to exist.
+    /// After anything that concerns the number: its place in the ring, its wish for a page, its right to
+    /// exist.
     fn refresh(&mut self, id: u64) {
         let Some(number) = self.numbers.get_mut(&id) else { return };
         let is_active = number.running > 0 || !number.ready.is_empty();

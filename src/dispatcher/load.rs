@@ -1,4 +1,5 @@
-//! Reads that the lanes ask for: the start, pages of numbers that fell behind, replays, open turns of an earlier run.
+//! Reads that the lanes ask for: the start, pages of numbers that fell behind, replays, open turns of an
+//! earlier run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -25,8 +26,8 @@ pub(super) struct Loaded {
 }
 
 impl Dispatcher {
-    /// The start. Every open turn is looked at once, so that fresh work of any other conversation can go at once; what
-    /// doesn't fit in memory is only noted.
+    /// The start. Every open turn is looked at once, so that fresh work of any other conversation can go at
+    /// once; what doesn't fit in memory is only noted.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         let mut loaded = Loaded { after: 0, last: 0 };
         loop {
@@ -50,7 +51,8 @@ impl Dispatcher {
         Ok(loaded)
     }
 
-    /// Reads the noted turns on a coroutine of its own, as there is room for them. Once: `loaded` is empty then.
+    /// Reads the noted turns on a coroutine of its own, as there is room for them. Once: `loaded` is empty
+    /// then.
     pub(super) fn begin_loading(self: &Arc<Self>, loaded: &mut Option<Loaded>) {
         let Some(Loaded { mut after, last }) = *loaded else { return };
         let this = self.clone();
@@ -124,7 +126,10 @@ impl Dispatcher {
             while !this.is_draining.load(SeqCst) {
                 match this.inbox.open_numbers() {
                     Ok((numbers, head)) => {
-                        this.state.lock().rewind(&numbers, head);
+                        let mut state = this.state.lock();
+                        state.rewind(&numbers, head);
+                        // who puts items back has mended what held them
+                        state.lift();
                         break;
                     }
                     Err(failure) => this.wait_after(&failure, &mut tries),

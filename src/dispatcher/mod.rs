@@ -1,9 +1,10 @@
 //! One lane per conversation, fair between businesses, bounded.
 //!
-//! PURE: `lanes` (who runs next), `behind` (what is in memory and what is left on disk: every item exactly once),
-//! `holds` and `backoff`. On coroutines: `run` (the scheduler), `workers` (the turns), `load` (reads of the store).
-//! Promises: at most one turn of a conversation at a time, in order of arrival, what arrives meanwhile together; a
-//! flood of one number does not delay another; memory has a bound, however long the backlog is.
+//! PURE: `lanes` (who runs next), `behind` (what is in memory and what is left on disk: every item exactly
+//! once), `holds` and `backoff`. On coroutines: `run` (the scheduler), `workers` (the turns), `load` (reads
+//! of the store). Promises: at most one turn of a conversation at a time, in order of arrival, what arrives
+//! meanwhile together; a flood of one number does not delay another; memory has a bound, however long the
+//! backlog is.
 
 pub mod backoff;
 mod behind;

@@ -1,12 +1,12 @@
 //! Drives the lanes: offers in, turns out, timers, pages, drain.
 //!
-//! One mutex around the pure state, held for a decision and never across a yield. One coroutine, the scheduler, starts
-//! what offers, timers and pages made possible, in batches; a turn that ends starts what that made possible itself, on
-//! its own coroutine first. So an offer costs the committer a lock and at most one wake-up, and under load there is
-//! neither a spawn nor a hop in a turn.
+//! One mutex around the pure state, held for a decision and never across a yield. One coroutine, the
+//! scheduler, starts what offers, timers and pages made possible, in batches; a turn that ends starts what
+//! that made possible itself, on its own coroutine first. So an offer costs the committer a lock and at most
+//! one wake-up, and under load there is neither a spawn nor a hop in a turn.
 //!
-//! A wake-up can't be lost: the flag is set before the scheduler is unparked and cleared before it looks, and an
-//! unpark before the park makes the park return at once.
+//! A wake-up can't be lost: the flag is set before the scheduler is unparked and cleared before it looks, and
+//! an unpark before the park makes the park return at once.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -42,8 +42,9 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Takes over the inbox's open work: first the turns whose replies are not all sent, then what has no answer yet,
-    /// then what comes. At most `max_turns` turns run at once (at least 1). Reads the store; blocks the caller.
+    /// Takes over the inbox's open work: first the turns whose replies are not all sent, then what has no
+    /// answer yet, then what comes. At most `max_turns` turns run at once (at least 1). Reads the store;
+    /// blocks the caller.
     ///
     /// # Errors
     /// What the inbox said to a read; nothing was started then.
@@ -84,8 +85,8 @@ impl Dispatcher {
         Ok(this)
     }
 
-    /// Starts no more jobs, waits for those that run, at most `within`, and returns how many still do. What was not run
-    /// is on disk. Blocks the caller (a coroutine or a thread).
+    /// Starts no more jobs, waits for those that run, at most `within`, and returns how many still do. What
+    /// was not run is on disk. Blocks the caller (a coroutine or a thread).
     pub fn drain(&self, within: Duration) -> usize {
         self.state.lock().drain();
         self.is_draining.store(true, SeqCst);

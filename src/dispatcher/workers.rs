@@ -1,5 +1,5 @@
-//! The coroutines on which turns run. One that has nothing more to do waits for the next turn instead of ending:
-//! waking it is a push to a local queue, where a spawn is a system call and six allocations.
+//! The coroutines on which turns run. One that has nothing more to do waits for the next turn instead of
+//! ending: waking it is a push to a local queue, where a spawn is a system call and six allocations.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +20,8 @@ use crate::inbox::{OpenTurn, Page, State, Work};
 const IDLE_MAX: usize = 256;
 /// Turns that one end may start: the first on the same coroutine. If there are more the scheduler goes on.
 const HAND_ON: usize = 4;
-/// A turn without an answer that panicked so often in a row is given up: its items end dead, `inbox replay` tries again.
+/// A turn without an answer that panicked so often in a row is given up: its items end dead, `inbox replay`
+/// tries again.
 const PANICS_MAX: u32 = 8;
 /// Rows a page while looking for what a panic lost.
 const SEARCH_PAGE: usize = 500;
@@ -127,8 +128,8 @@ impl Dispatcher {
         own
     }
 
-    /// Looks up what of a panicked job is still open: it may have stored its answer before the panic, and then must not
-    /// ask for another.
+    /// Looks up what of a panicked job is still open: it may have stored its answer before the panic, and
+    /// then must not ask for another.
     fn recover(&self, key: Key, lost: &Lost) -> Result<Option<Job>, Unread> {
         let opens = self.open_turns_of(key).map_err(unread)?;
         let mut works = Vec::new();

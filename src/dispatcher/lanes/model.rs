@@ -1,5 +1,6 @@
-//! Random interleavings of offers, pages, ends of turns, holds, panics and replays, against a plain list of items: each
-//! is delivered exactly once, in order within its conversation, and memory stays within its bound.
+//! Random interleavings of offers, pages, ends of turns, holds, panics and replays, against a plain list of
+//! items: each is delivered exactly once, in order within its conversation, and memory stays within its
+//! bound.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -376,7 +377,8 @@ impl World {
             self.learned = Some(self.open_numbers());
             self.rewind();
         }
-        // as the scheduler does it: time passes only to the next timer, so a wake-up that nobody asked for is missed here
+        // as the scheduler does it: time passes only to the next timer, so a wake-up that nobody asked for is
+        // missed here
         for _ in 0..5000 {
             self.lanes.tick(self.now);
             while let Some(read) = self.lanes.next_read() {
@@ -436,7 +438,12 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 3000,
+        max_shrink_iters: 20_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_item_is_delivered_once_and_in_order(actions in actions(), before_open in 0_usize..20) {

@@ -1,4 +1,5 @@
-//! What comes from disk: the start, pages of numbers that fell behind, a replay, open turns of an earlier run.
+//! What comes from disk: the start, pages of numbers that fell behind, a replay, open turns of an earlier
+//! run.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -34,8 +35,8 @@ impl Lanes {
         }
     }
 
-    /// Open items may stand before the cursors: `numbers` have open items, the store reaches to `head`. They are read
-    /// again from the start, but for the works that are in memory now.
+    /// Open items may stand before the cursors: `numbers` have open items, the store reaches to `head`. They
+    /// are read again from the start, but for the works that are in memory now.
     pub fn rewind(&mut self, numbers: &[u64], head: Position) {
         let mut seen: HashMap<u64, Vec<Position>, super::Mixed> =
             numbers.iter().map(|number| (*number, Vec::new())).collect();
@@ -127,8 +128,8 @@ impl Lanes {
         self.refresh(id);
     }
 
-    /// Before the start: an open turn. Returns false if memory is full: it and those after it were only noted and are
-    /// to be given to [`Lanes::load_turn`] later.
+    /// Before the start: an open turn. Returns false if memory is full: it and those after it were only noted
+    /// and are to be given to [`Lanes::load_turn`] later.
     pub fn note_turn(&mut self, turn: OpenTurn) -> bool {
         let key = Key { number: turn.number, conversation: turn.conversation };
         let is_full = self.opens >= self.limits.opens_max || !self.unloaded.is_empty();
@@ -198,9 +199,9 @@ impl Lanes {
         (free / 8).clamp(limits.number_items_min, limits.number_items_max)
     }
 
-    /// Lists the number for a page if it is behind and there is room for a good part of one. A number without any work
-    /// in memory is always listed (nothing of its own would ask again); others ask again when theirs end, and
-    /// [`Lanes::tick`] looks for room that others made.
+    /// Lists the number for a page if it is behind and there is room for a good part of one. A number without
+    /// any work in memory is always listed (nothing of its own would ask again); others ask again when theirs
+    /// end, and [`Lanes::tick`] looks for room that others made.
     pub(super) fn want_page(&mut self, id: u64) {
         let room = self.room(id);
         let enough = self.limits.page_items_max.min(self.share() / 2).max(1);

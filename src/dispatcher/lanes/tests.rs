@@ -311,6 +311,24 @@ fn large_bodies_count_by_their_bytes() {
 }
 
 #[test]
+fn when_the_bytes_are_used_up_a_number_keeps_one_work_at_a_time() {
+    let mut bed = Bed::new(10);
+    let limits = Limits { bytes_max: 1_000, number_bytes_max: 900, ..Limits::new(10) };
+    bed.lanes = Lanes::new(limits, 1);
+    bed.lanes.opened(&[], Position::default());
+    bed.body = Arc::from(vec![0; 500]);
+    for number in 1..=4 {
+        let left: usize = (0..2)
+            .map(|n| {
+                bed.body = Arc::from(vec![0; 500]);
+                bed.offer(number, [number * 10 + n])
+            })
+            .sum();
+        assert_eq!(left, usize::from(number > 1), "number {number}");
+    }
+}
+
+#[test]
 fn a_page_in_pieces_brings_all_and_then_the_number_is_live() {
     let mut bed = Bed::new(10);
     let works: Vec<Work> = (0..600).map(|n| bed.work(1, n, 0)).collect();

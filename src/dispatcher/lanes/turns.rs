@@ -10,12 +10,12 @@ use crate::dispatcher::holds::Gate;
 use crate::inbox::{OpenTurn, Work};
 
 impl Lanes {
-    /// Appends to `out` what may start now, until it holds `most`. Fewer: nothing more can start until something else
-    /// happens.
+    /// Appends to `out` what may start now, until it holds `most`. Fewer: nothing more can start until
+    /// something else happens.
     ///
-    /// Numbers take turns. While more than the reserve is free everyone may start; in the reserve only a number that
-    /// runs less than `max_turns / (active numbers + 1)`. So a flood leaves room for others at once, and what it holds
-    /// above its share comes back as its turns end.
+    /// Numbers take turns. While more than the reserve is free everyone may start; in the reserve only a
+    /// number that runs less than `max_turns / (active numbers + 1)`. So a flood leaves room for others at
+    /// once, and what it holds above its share comes back as its turns end.
     pub fn start(&mut self, out: &mut Vec<Start>, most: usize, now: Duration) {
         if self.stage != Stage::Running {
             return;
@@ -110,8 +110,9 @@ impl Lanes {
         self.refresh(key.number);
     }
 
-    /// What the disk still has of a lost job: its open turns and those of its works that are not answered. Returns the
-    /// job to run now, in place of the task; `None`: nothing is left, end it with [`Outcome::Done`].
+    /// What the disk still has of a lost job: its open turns and those of its works that are not answered.
+    /// Returns the job to run now, in place of the task; `None`: nothing is left, end it with
+    /// [`Outcome::Done`].
     pub fn recovered(
         &mut self,
         key: Key,
