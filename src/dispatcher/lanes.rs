@@ -58,6 +58,8 @@ pub const OPENS_MAX: usize = 5_000;
 /// Turns kept free for numbers below their share, at most (an eighth of MAX_TURNS if that is less).
 pub const RESERVE_MAX: usize = 256;
 
+/// After so many panics in a row the works of a turn are run one by one.
+pub const PANICS_ALONE: u32 = 4;
 /// How often numbers behind are looked at for room that others made.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 

@@ -86,6 +86,8 @@ static LEFT: Counter =
     Counter::new("works_left_on_disk_total", "Fresh works not taken into memory, read later");
 static PAGES: Counter = Counter::new("work_pages_total", "Pages of open work read from the store");
 static READ_FAILURES: Counter = Counter::new("work_page_failures_total", "Reads of open work that failed");
+static SCHEDULER_PANICS: Counter =
+    Counter::new("dispatcher_panics_total", "Panics of the scheduler itself: a bug");
 static SPAWN_FAILURES: Counter =
     Counter::new("turn_spawn_failures_total", "No memory for a coroutine's stack; tried again");
 static HOLDS: Counter = Counter::new("holds_total", "Turns that came back held");
@@ -106,6 +108,7 @@ pub static METRICS: &[&dyn Metric] = &[
     &PAGES,
     &READ_FAILURES,
     &SPAWN_FAILURES,
+    &SCHEDULER_PANICS,
     &HOLDS,
     &RUNNING,
     &WAITING,

@@ -8,6 +8,7 @@
 //! A wake-up can't be lost: the flag is set before the scheduler is unparked and cleared before it looks, and
 //! an unpark before the park makes the park return at once.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,8 +17,9 @@ use may::sync::Blocker;
 use parking_lot::Mutex;
 
 use super::lanes::{Gauges, Lanes, Limits, Start};
+use super::load::Loaded;
 use super::workers::Idle;
-use super::{BEHIND, BYTES, HELD, LANES, LEFT, OPENS, RUNNING, Runner, WAITING};
+use super::{BEHIND, BYTES, HELD, LANES, LEFT, OPENS, RUNNING, Runner, SCHEDULER_PANICS, WAITING};
 use crate::clock;
 use crate::failure::Failure;
 use crate::inbox::{Feed, Inbox, Work};
@@ -81,7 +83,7 @@ impl Dispatcher {
         this.inbox.feed(this.clone());
         let loaded = this.load()?;
         let scheduler = this.clone();
-        may::go!(move || scheduler.schedule(loaded));
+        may::go!(move || scheduler.live(loaded));
         Ok(this)
     }
 
@@ -138,11 +140,20 @@ impl Dispatcher {
         timer.is_some_and(|at| nanos(at) < self.armed.load(SeqCst))
     }
 
-    /// The scheduler's life. `loaded`: where the open turns in memory end.
-    fn schedule(self: Arc<Self>, loaded: super::load::Loaded) {
+    /// The scheduler's life. `loaded`: where the open turns in memory end. A panic in it is a bug, and must
+    /// not be the end of all turns: `may` would swallow it and nothing would start any more.
+    fn live(self: Arc<Self>, loaded: Loaded) {
         self.wake.arm();
-        let mut batch: Vec<Start> = Vec::with_capacity(BATCH);
         let mut loaded = Some(loaded);
+        while catch_unwind(AssertUnwindSafe(|| self.schedule(&mut loaded))).is_err() {
+            SCHEDULER_PANICS.inc();
+            log::error!("the dispatcher's scheduler panicked and goes on");
+            clock::sleep(DRAIN_LOOK);
+        }
+    }
+
+    fn schedule(self: &Arc<Self>, loaded: &mut Option<Loaded>) {
+        let mut batch: Vec<Start> = Vec::with_capacity(BATCH);
         while !self.is_draining.load(SeqCst) {
             self.wake.clear();
             if !self.is_rewinding.load(SeqCst) && self.is_rewind_wanted.swap(false, SeqCst) {
@@ -167,7 +178,7 @@ impl Dispatcher {
                 self.begin_read(read);
             }
             if wants_turns {
-                self.begin_loading(&mut loaded);
+                self.begin_loading(loaded);
             }
             if is_full {
                 may::coroutine::yield_now();

@@ -70,6 +70,15 @@ impl Lane {
         self.waiting.insert(at, work);
     }
 
+    /// Works of the job that shall wait instead; they are older than those that wait.
+    pub(super) fn push_back(&mut self, works: Vec<Work>) {
+        let each = self.job_bytes / (works.len() as u64 + 1);
+        for work in works {
+            self.job_bytes -= each;
+            self.push(work, each);
+        }
+    }
+
     /// Works that wait here, tried before or not.
     pub(super) fn items(&self) -> usize {
         let retry = match self.retry.as_deref() {

@@ -251,6 +251,13 @@ impl World {
         let open = lost.positions.iter().filter_map(|p| self.items.get(p));
         let works: Vec<Work> = open.filter(|i| i.state == State::Pending).map(|i| i.work.clone()).collect();
         let is_any = !works.is_empty();
+        if lost.attempt >= super::PANICS_ALONE && is_any {
+            self.retries.insert(key, vec![works[0].position]);
+            for work in &works[1..] {
+                let item = self.items.get_mut(&work.position).expect("it was committed");
+                (item.was_replayed, item.deliveries) = (true, 0);
+            }
+        }
         match self.lanes.recovered(key, lost.attempt, Vec::new(), works) {
             Some(job) => {
                 assert!(is_any);

@@ -125,6 +125,30 @@ fn a_retry_keeps_its_works_and_later_ones_wait_behind_it() {
 }
 
 #[test]
+fn after_panics_in_a_row_the_works_run_one_by_one() {
+    let mut bed = Bed::new(10);
+    let works: Vec<Work> = (0..3).map(|_| bed.work(1, 7, 0)).collect();
+    bed.lanes.offer(works.clone());
+    let (key, _) = bed.start_all().remove(0);
+    let mut sizes = Vec::new();
+    for _ in 0..PANICS_ALONE {
+        bed.lanes.panicked(key, bed.now);
+        bed.wait(S * 300);
+        let mut out = Vec::new();
+        bed.lanes.start(&mut out, 9, bed.now);
+        let Task::Recover(lost) = out.remove(0).task else { panic!("first what was lost") };
+        let job = bed.lanes.recovered(key, lost.attempt, Vec::new(), works.clone()).expect("all is open");
+        sizes.push(keys(&job).len());
+    }
+    assert_eq!(sizes, [3, 3, 3, 1]);
+    bed.lanes.done(key, Outcome::Done, bed.now);
+    let rest = bed.start_all();
+    assert_eq!(keys(&rest[0].1), [2, 3]);
+    bed.done(rest);
+    assert_eq!(bed.lanes.gauges(), Gauges::default());
+}
+
+#[test]
 fn numbers_take_turns_in_quanta() {
     let mut bed = Bed::new(10_000);
     bed.offer(1, 0..100);

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::lane::{Lane, Lost, Stand};
-use super::{Job, Key, LOOK_EVERY, Lanes, Outcome, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer};
+use super::{
+    Job, Key, LOOK_EVERY, Lanes, Outcome, PANICS_ALONE, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer,
+};
 use crate::dispatcher::backoff;
 use crate::dispatcher::holds::Gate;
 use crate::inbox::{OpenTurn, Work};
@@ -118,7 +120,7 @@ impl Lanes {
         key: Key,
         attempt: u32,
         opens: Vec<OpenTurn>,
-        works: Vec<Work>,
+        mut works: Vec<Work>,
     ) -> Option<Job> {
         let lane = self.lanes.get_mut(&key)?;
         let known: Vec<_> = lane.opens.iter().map(|turn| turn.id).collect();
@@ -129,6 +131,9 @@ impl Lanes {
                 lane.opens.push_front(turn);
             }
             lane.out.clear();
+            if attempt >= PANICS_ALONE && works.len() > 1 {
+                lane.push_back(works.split_off(1));
+            }
             if !works.is_empty() {
                 lane.retry = Some(Box::new(Job::Fresh { works, attempt }));
             }
