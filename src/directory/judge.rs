@@ -107,7 +107,7 @@ impl Judge {
             },
             1 => self.open_record(records.remove(0)),
             _ => {
-                let who: Vec<&str> = records.iter().map(|record| record.sub_domain.as_str()).collect();
+                let who: Vec<String> = records.iter().map(named).collect();
                 let detail = format!("{shown} belongs to several live businesses: {}", who.join(", "));
                 self.tell(log::Level::Error, &[b"ambiguous", key.as_bytes()], &detail);
                 Answer::Refused(refused("business_ambiguous", detail))
@@ -132,7 +132,7 @@ impl Judge {
             Ok(token) => token,
             Err(why) => {
                 TOKENS_INVALID.inc();
-                let detail = format!("business {}: {why}", record.sub_domain);
+                let detail = format!("business {}: {why}", named(&record));
                 self.tell(log::Level::Error, parts, &detail);
                 let verdict = Verdict::Park { scope: Scope::Business, after: None };
                 return Answer::Refused(failure(verdict, "token_invalid", detail));
@@ -141,7 +141,7 @@ impl Judge {
         if token.form == Form::Plaintext {
             let detail = format!(
                 "business {}: its access token is stored in the clear; `business add` encrypts it",
-                record.sub_domain
+                named(&record)
             );
             self.tell(log::Level::Warn, parts, &detail);
         }
@@ -179,6 +179,11 @@ impl Judge {
             log::log!(level, "{text}");
         }
     }
+}
+
+/// Others write to the store too: a line end of theirs would be a line of its own in the log.
+fn named(record: &Record) -> String {
+    record.sub_domain.escape_debug().to_string()
 }
 
 fn failure(verdict: Verdict, reason: &'static str, detail: String) -> Failure {

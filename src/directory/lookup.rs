@@ -178,7 +178,7 @@ impl Lookup {
             return Err(refused("no_business", "no business has such an id".to_owned()));
         }
         match stale {
-            Some(business) => Ok(self.find_with_stale(index, key, now, business)?),
+            Some(business) => self.find_with_stale(index, key, now, business),
             None => self.find_missing(index, key, now),
         }
     }
