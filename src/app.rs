@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::agent::{self, Agent};
 use crate::config::Config;
 use crate::directory::{self, Directory};
-use crate::dispatcher::run::Dispatcher;
+use crate::dispatcher::Dispatcher;
 use crate::event::{Item, Kind, Path};
 use crate::graph::{self, Graph};
 use crate::inbox::embedded::Embedded;

@@ -273,7 +273,7 @@ fn show(connection: &Connection, item: &Found) -> rusqlite::Result<()> {
         .prepare_cached("SELECT nth, state, wamid, reason, detail FROM replies WHERE turn = ?1 ORDER BY nth")?;
     let mut rows = statement.query([turn])?;
     while let Some(row) = rows.next()? {
-        let state = ["stored", "sending", "sent", "dead"].get(row.get::<_, usize>(1)?).copied().unwrap_or("?");
+        let state = ["stored", "sending", "sent", "dead"].get(usize::from(row.get::<_, u8>(1)?)).copied().unwrap_or("?");
         let text = |column| row.get::<_, Option<String>>(column).map(Option::unwrap_or_default);
         println!("  turn {turn} reply {}: {state} {} {} {}", row.get::<_, u32>(0)?, text(2)?, text(3)?, text(4)?);
     }

@@ -74,7 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Dev => dev::run(),
         Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
         Command::Check => check::run(),
-        Command::Business(command) => business(&command),
+        Command::Business(command) => business(command),
         Command::Inbox(command) => inbox::run(&command),
     };
     match outcome {
@@ -92,12 +92,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn business(command: &business::Command) -> Result<(), Failed> {
+fn business(command: business::Command) -> Result<(), Failed> {
     log_to_stderr("warn");
     crate::ops::process::configure_coroutines(1);
     let directory = read::directory_only(Vars::from_process()).map_err(Failed::Config)?;
+    let mut input = business::input(&command);
     let mut out = std::io::stdout().lock();
-    let outcome = business::run(command, &directory, &mut out, &mut *business::input(command));
+    let outcome = business::run(command, &directory, &mut out, &mut *input);
     out.flush().map_err(|e| format!("standard output: {e}"))?;
     outcome.map_err(Failed::Other)
 }

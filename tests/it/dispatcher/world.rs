@@ -268,6 +268,7 @@ impl World {
 struct Fake(Arc<World>);
 
 impl Inbox for Fake {
+    fn forget(&self, _: &str) {}
     fn ticket(&self) -> Box<dyn Ticket> {
         unreachable!("not the dispatcher's")
     }
@@ -315,7 +316,7 @@ impl Inbox for Fake {
     fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
         unreachable!("not the dispatcher's")
     }
-    fn sending(&self, _: &str) -> Result<(), Failure> {
+    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
         unreachable!("not the dispatcher's")
     }
     fn sent(&self, _: &str, _: &str) {}

@@ -1,0 +1,3 @@
+//! placeholder
+#[derive(clap::Args)] pub struct Args {}
+pub fn run(_: Args) -> Result<(), String> { Err("not built".into()) }
