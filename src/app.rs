@@ -83,12 +83,9 @@ impl App {
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
         };
-        let dispatcher = Dispatcher::start(
-            Arc::clone(&inbox) as Arc<dyn Inbox>,
-            Arc::new(turns),
-            config.turn.max_turns,
-        )
-        .map_err(|e| fail(&e))?;
+        let dispatcher =
+            Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)
+                .map_err(|e| fail(&e))?;
         let lifecycle = Arc::new(Lifecycle::default());
         let lifted = Arc::downgrade(&dispatcher);
         let sized = Arc::downgrade(&dispatcher);

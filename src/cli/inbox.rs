@@ -100,7 +100,10 @@ pub fn run(command: &Command) -> Result<(), Failed> {
     log_to_stderr("warn");
     let folder = read::data_dir_only(Vars::from_process()).map_err(Failed::Config)?;
     if !folder.join(store::FILE).exists() {
-        return Err(Failed::Other(format!("no store in {}; set DATA_DIR to the service's folder", folder.display())));
+        return Err(Failed::Other(format!(
+            "no store in {}; set DATA_DIR to the service's folder",
+            folder.display()
+        )));
     }
     match command {
         Command::Status => with(&folder, status),
@@ -122,7 +125,8 @@ fn status(connection: &Connection) -> rusqlite::Result<()> {
     let mut rows = statement.query([])?;
     println!("{:<9} {:<13} {:<28} {:>10}", "STATE", "KIND", "REASON", "COUNT");
     while let Some(row) = rows.next()? {
-        let (state, kind, reason) = (state_name(row.get(0)?), kind_name(row.get(1)?), row.get::<_, String>(2)?);
+        let (state, kind, reason) =
+            (state_name(row.get(0)?), kind_name(row.get(1)?), row.get::<_, String>(2)?);
         println!("{state:<9} {kind:<13} {reason:<28} {:>10}", row.get::<_, i64>(3)?);
     }
     let turns: i64 = connection.query_row("SELECT count(*) FROM turns WHERE state = 0", [], |r| r.get(0))?;
@@ -131,7 +135,8 @@ fn status(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-const COLUMNS: &str = "timestamp, key, kind, state, reason, detail, commit_id, body, entry, change, nth, turn";
+const COLUMNS: &str =
+    "timestamp, key, kind, state, reason, detail, commit_id, body, entry, change, nth, turn";
 
 fn found(row: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
     Ok(Found {
@@ -161,7 +166,11 @@ fn show_list(connection: &Connection, list: &List) -> rusqlite::Result<()> {
         let (from, number) = who(connection, &item);
         let reason = item.reason.as_deref().unwrap_or("");
         let kind = item.kind.map_or("?", Kind::as_str);
-        println!("{:<32} {kind:<13} {:<9} {reason:<24} {from:<8} {number}", id_text(item.id), state_name(item.state));
+        println!(
+            "{:<32} {kind:<13} {:<9} {reason:<24} {from:<8} {number}",
+            id_text(item.id),
+            state_name(item.state)
+        );
     }
     Ok(())
 }
@@ -263,19 +272,34 @@ fn at(connection: &Connection, commit: i64, body: u32, path: Path) -> rusqlite::
 
 fn show(connection: &Connection, item: &Found) -> rusqlite::Result<()> {
     let (from, number) = who(connection, item);
-    println!("item {}  {}  from {from}  to number {number}", id_text(item.id), item.kind.map_or("?", Kind::as_str));
+    println!(
+        "item {}  {}  from {from}  to number {number}",
+        id_text(item.id),
+        item.kind.map_or("?", Kind::as_str)
+    );
     println!("  sent {}  in group commit {}", seconds(item.id.timestamp), item.commit);
     let reason = item.reason.as_deref().map(|r| format!("  {r}")).unwrap_or_default();
-    let detail = item.detail.as_deref().filter(|d| !d.is_empty()).map(|d| format!(": {d}")).unwrap_or_default();
+    let detail =
+        item.detail.as_deref().filter(|d| !d.is_empty()).map(|d| format!(": {d}")).unwrap_or_default();
     println!("  {}{reason}{detail}", state_name(item.state));
     let Some(turn) = item.turn else { return Ok(()) };
-    let mut statement = connection
-        .prepare_cached("SELECT nth, state, wamid, reason, detail FROM replies WHERE turn = ?1 ORDER BY nth")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT nth, state, wamid, reason, detail FROM replies WHERE turn = ?1 ORDER BY nth",
+    )?;
     let mut rows = statement.query([turn])?;
     while let Some(row) = rows.next()? {
-        let state = ["stored", "sending", "sent", "dead"].get(usize::from(row.get::<_, u8>(1)?)).copied().unwrap_or("?");
+        let state = ["stored", "sending", "sent", "dead"]
+            .get(usize::from(row.get::<_, u8>(1)?))
+            .copied()
+            .unwrap_or("?");
         let text = |column| row.get::<_, Option<String>>(column).map(Option::unwrap_or_default);
-        println!("  turn {turn} reply {}: {state} {} {} {}", row.get::<_, u32>(0)?, text(2)?, text(3)?, text(4)?);
+        println!(
+            "  turn {turn} reply {}: {state} {} {} {}",
+            row.get::<_, u32>(0)?,
+            text(2)?,
+            text(3)?,
+            text(4)?
+        );
     }
     Ok(())
 }
@@ -300,7 +324,11 @@ fn put_back(folder: &FilePath, replay: &Replay) -> Result<(), Failed> {
     Ok(())
 }
 
-fn replay_all(connection: &Connection, replay: &Replay, ids: Vec<ItemId>) -> rusqlite::Result<(usize, usize)> {
+fn replay_all(
+    connection: &Connection,
+    replay: &Replay,
+    ids: Vec<ItemId>,
+) -> rusqlite::Result<(usize, usize)> {
     let ids = if ids.is_empty() { chosen(connection, replay)? } else { ids };
     let (mut back, mut partly) = (0, 0);
     for chunk in ids.chunks(REPLAY_CHUNK) {
@@ -365,5 +393,9 @@ fn parse_id(text: &str) -> Option<ItemId> {
 }
 
 fn seconds(timestamp: u64) -> String {
-    if timestamp == 0 { "at a time that Meta did not say".to_owned() } else { format!("at {timestamp} (Unix)") }
+    if timestamp == 0 {
+        "at a time that Meta did not say".to_owned()
+    } else {
+        format!("at {timestamp} (Unix)")
+    }
 }

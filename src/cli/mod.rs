@@ -106,6 +106,7 @@ fn business(command: business::Command) -> Result<(), Failed> {
 /// env_logger with RUST_LOG, else `level`; the HTTP crate's own lines stay off unless asked for by name.
 fn log_to_stderr(level: &str) {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
+    let filter =
+        if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
     let _ = env_logger::Builder::new().parse_filters(&filter).format_timestamp_millis().try_init();
 }

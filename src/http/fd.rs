@@ -30,7 +30,9 @@ pub fn shutdown(fd: i32, half: Half) {
 /// Sends without waiting; the number of bytes taken, 0 on any error.
 pub fn send(fd: i32, bytes: &[u8]) -> usize {
     // SAFETY: pointer and length describe `bytes`, which outlives the call.
-    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let sent = unsafe {
+        libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
     usize::try_from(sent).unwrap_or(0)
 }
 
@@ -72,7 +74,9 @@ pub fn traffic(fd: i32) -> Option<(u64, u64)> {
     let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
     let mut size = size_of::<TcpInfo>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `size` bytes into `info`, which is that large and zeroed.
-    let outcome = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size) };
+    let outcome = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size)
+    };
     if outcome != 0 || (size as usize) < std::mem::offset_of!(TcpInfo, bytes_received) + 8 {
         return None;
     }

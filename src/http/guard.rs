@@ -76,7 +76,10 @@ impl Guard {
         let files = fd::raise_open_files().min(1 << 20);
         let most = files.saturating_sub(RESERVE.min(files / 4)).max(1);
         if config.max_connections > most {
-            log::warn!("edge: MAX_CONNECTIONS {} is more than the open-file limit {files} allows; using {most}", config.max_connections);
+            log::warn!(
+                "edge: MAX_CONNECTIONS {} is more than the open-file limit {files} allows; using {most}",
+                config.max_connections
+            );
         }
         let shortest = config.header_timeout.min(config.body_timeout).min(config.idle_timeout);
         let entry = |_| Entry { word: AtomicU64::new(0), shut: Mutex::default() };
@@ -209,7 +212,9 @@ impl Guard {
             seen.header_since_ms = Some(if state == State::First as u8 { word >> 8 } else { now });
         }
         match seen.header_since_ms {
-            Some(since) if now.saturating_sub(since) >= self.header => Some((Cut::LateHeader, Some(reply::LATE))),
+            Some(since) if now.saturating_sub(since) >= self.header => {
+                Some((Cut::LateHeader, Some(reply::LATE)))
+            }
             Some(_) => None,
             None if state == State::First as u8 && age >= self.header => Some((Cut::Silent, None)),
             None if age >= self.idle => Some((Cut::Idle, None)),

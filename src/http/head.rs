@@ -59,7 +59,9 @@ impl Head {
                     refused = refused.or(self.content_length(value).err());
                 }
                 15 if name.eq_ignore_ascii_case("x-forwarded-for") => self.forwarded(value),
-                17 if name.eq_ignore_ascii_case("transfer-encoding") => refused = Some(Refused::TransferCoding),
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                    refused = Some(Refused::TransferCoding)
+                }
                 19 if name.eq_ignore_ascii_case("x-hub-signature-256") => self.sign(value),
                 _ => {}
             }
@@ -104,7 +106,8 @@ impl Head {
             return Err(Refused::BadLength);
         }
         self.has_length = true;
-        let length = value.iter().try_fold(0_usize, |n, d| n.checked_mul(10)?.checked_add(usize::from(d - b'0')));
+        let length =
+            value.iter().try_fold(0_usize, |n, d| n.checked_mul(10)?.checked_add(usize::from(d - b'0')));
         match length {
             Some(length) if length <= BODY_MAX => {
                 self.length = length;
@@ -175,7 +178,9 @@ mod tests {
 
     #[test]
     fn a_scraper_gets_text_and_a_browser_or_curl_gets_json() {
-        assert!(prefers_text(b"application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"));
+        assert!(prefers_text(
+            b"application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+        ));
         assert!(prefers_text(b"text/plain"));
         assert!(!prefers_text(b"*/*"));
         assert!(!prefers_text(b"application/json"));

@@ -45,8 +45,19 @@ static CUT: Family<13> = Family::new(
     "Connections by why they ended.",
     "reason",
     [
-        "peer", "asked", "surplus", "late_header", "late_body", "idle", "silent", "large_header", "malformed", "refused",
-        "body_cut", "unread", "drain",
+        "peer",
+        "asked",
+        "surplus",
+        "late_header",
+        "late_body",
+        "idle",
+        "silent",
+        "large_header",
+        "malformed",
+        "refused",
+        "body_cut",
+        "unread",
+        "drain",
     ],
 );
 static REQUESTS: Family<7> = Family::new(
@@ -59,13 +70,20 @@ static ANSWERS: Family<15> = Family::new(
     "answers_total",
     "Answers by status.",
     "status",
-    ["200", "400", "401", "403", "404", "405", "408", "411", "413", "429", "431", "500", "501", "503", "other"],
+    [
+        "200", "400", "401", "403", "404", "405", "408", "411", "413", "429", "431", "500", "501", "503",
+        "other",
+    ],
 );
 static BODY_BYTES: Counter = Counter::new("body_bytes_total", "Bytes of webhook bodies.");
-static ACK_SECONDS: Histogram =
-    Histogram::new("ack_seconds", "From a complete header of a signed webhook to its 200, the commit included.");
-static CLIENTS_FULL: Counter =
-    Counter::new("rate_limit_clients_full_total", "Requests that passed because the table of clients was full.");
+static ACK_SECONDS: Histogram = Histogram::new(
+    "ack_seconds",
+    "From a complete header of a signed webhook to its 200, the commit included.",
+);
+static CLIENTS_FULL: Counter = Counter::new(
+    "rate_limit_clients_full_total",
+    "Requests that passed because the table of clients was full.",
+);
 
 /// All of the above.
 pub static METRICS: &[&dyn Metric] =

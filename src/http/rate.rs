@@ -30,7 +30,13 @@ pub struct Limiter {
 
 impl Limiter {
     /// Counts a request at `now`; `Err` with the time until the next one passes. `per_minute` 0: no limit.
-    pub fn pass(&mut self, class: Class, client: IpAddr, per_minute: u32, now: Duration) -> Result<(), Duration> {
+    pub fn pass(
+        &mut self,
+        class: Class,
+        client: IpAddr,
+        per_minute: u32,
+        now: Duration,
+    ) -> Result<(), Duration> {
         if per_minute == 0 {
             return Ok(());
         }

@@ -6,7 +6,8 @@
 use may_minihttp::Response;
 
 /// Above MAX_CONNECTIONS, or while draining.
-pub const SURPLUS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+pub const SURPLUS: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 /// Header or body did not come in time.
 pub const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 /// More header than 64 KiB or 16 lines.
@@ -121,7 +122,8 @@ impl Answer {
 fn encoded_len(status: u16, reason: &str, headers: usize, body: usize) -> u64 {
     let reason = if status == 200 { 2 } else { reason.len() };
     let digits = body.checked_ilog10().map_or(1, |n| n as usize + 1);
-    let fixed = "HTTP/1.1 200 ".len() + "\r\nServer: M\r\nDate: ".len() + 29 + "\r\nContent-Length: ".len() + 4;
+    let fixed =
+        "HTTP/1.1 200 ".len() + "\r\nServer: M\r\nDate: ".len() + 29 + "\r\nContent-Length: ".len() + 4;
     (fixed + reason + digits + headers + body) as u64
 }
 
@@ -160,7 +162,8 @@ mod tests {
     #[test]
     fn every_direct_answer_has_the_length_that_it_says() {
         let refused =
-            [Refused::LengthRequired, Refused::TooLarge, Refused::BadLength, Refused::TransferCoding].map(Refused::words);
+            [Refused::LengthRequired, Refused::TooLarge, Refused::BadLength, Refused::TransferCoding]
+                .map(Refused::words);
         for words in refused.into_iter().chain([SURPLUS, LATE, LARGE_HEADER, MALFORMED]) {
             let text = std::str::from_utf8(words).expect("text");
             let (head, body) = text.split_once("\r\n\r\n").expect("a head");

@@ -49,7 +49,9 @@ pub enum Route {
     Handshake(Vec<u8>),
     Health,
     Ready,
-    Metrics { text: bool },
+    Metrics {
+        text: bool,
+    },
     ClearCache,
     WarmUp,
     NotFound,
@@ -215,7 +217,11 @@ impl Connection {
                 Ok(()) => Answer::fixed(200, "{\"status\":\"success\",\"message\":\"Cache warmed up\"}"),
                 Err(why) => {
                     log::warn!("warm-up: {why}");
-                    Answer::with(503, "{\"status\":\"error\",\"message\":\"the directory does not answer\"}", RETRY_STORE)
+                    Answer::with(
+                        503,
+                        "{\"status\":\"error\",\"message\":\"the directory does not answer\"}",
+                        RETRY_STORE,
+                    )
                 }
             }),
             Route::NotFound => Answer::fixed(404, "{\"error\":\"there is nothing at this path\"}"),
@@ -234,7 +240,10 @@ impl Connection {
             return self.limited(Class::Unverified, |_| refused);
         };
         let outcome = parse(body, items);
-        if outcome == Outcome::Unparsed(NotUnderstood::NotJson) && signature.is_none() && self.edge.allow_unsigned {
+        if outcome == Outcome::Unparsed(NotUnderstood::NotJson)
+            && signature.is_none()
+            && self.edge.allow_unsigned
+        {
             ticket.body().clear();
             return Answer::fixed(400, "{\"error\":\"the body is not JSON\"}");
         }
@@ -259,7 +268,9 @@ impl Connection {
     fn handshake(&self, query: &[u8]) -> Answer {
         match handshake::challenge(query, &self.edge.verify_tokens) {
             Ok(challenge) => Answer::made(200, Form::Text, challenge),
-            Err(_) => Answer::fixed(403, "{\"error\":\"not a subscription with the verify token of this server\"}"),
+            Err(_) => {
+                Answer::fixed(403, "{\"error\":\"not a subscription with the verify token of this server\"}")
+            }
         }
     }
 
@@ -289,7 +300,11 @@ impl Connection {
         let client = self.client();
         let passed = self.edge.limiter.lock().pass(class, client, per_minute, clock::monotonic());
         let wait = passed.err()?;
-        Some(Answer::with(429, "{\"error\":\"too many requests from this address\"}", retry_after(wait.as_secs() + 1)))
+        Some(Answer::with(
+            429,
+            "{\"error\":\"too many requests from this address\"}",
+            retry_after(wait.as_secs() + 1),
+        ))
     }
 }
 

@@ -318,7 +318,11 @@ pub trait Inbox: Send + Sync + 'static {
 ///
 /// # Errors
 /// SQLite's.
-pub fn stored_body(connection: &rusqlite::Connection, commit: u64, nth: u32) -> rusqlite::Result<Option<Vec<u8>>> {
+pub fn stored_body(
+    connection: &rusqlite::Connection,
+    commit: u64,
+    nth: u32,
+) -> rusqlite::Result<Option<Vec<u8>>> {
     Ok(tables::body(connection, commit, nth)?.map(|(bytes, _, _)| bytes))
 }
 
