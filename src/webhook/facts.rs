@@ -291,6 +291,11 @@ impl<'a> MessageFacts<'a> {
         }
     }
 
+    /// Whether its item depends on the change's contacts.
+    pub fn needs_contacts(&self) -> bool {
+        self.from_user_id.is_empty()
+    }
+
     /// The type: as declared, else by the content (the first of `TYPES` that is there), else empty.
     pub fn type_name(&self) -> &str {
         match self.contents.trailing_zeros() as usize {
@@ -319,7 +324,7 @@ impl<'a> MessageFacts<'a> {
     ///
     /// `all`: look for the contact even when the message says it all (its name is wanted).
     pub fn sender<'s>(&'s self, contacts: &'s [Contact<'_>], nth: usize, all: bool) -> Sender<'s> {
-        let contact = if all || self.from_user_id.is_empty() { self.contact(contacts, nth) } else { None };
+        let contact = if all || self.needs_contacts() { self.contact(contacts, nth) } else { None };
         let (wa_id, user_id) = contact.map_or(("", ""), |i| (&*contacts[i].wa_id, &*contacts[i].user_id));
         let user = |id: &'s str| if is_user_id(id) { id } else { "" };
         let phone = |id: &'s str| if is_user_id(id) { "" } else { id };
@@ -331,7 +336,7 @@ impl<'a> MessageFacts<'a> {
     }
 
     /// The contact that belongs to it: the one with its ids, or the only one if nothing speaks against that.
-    fn contact(&self, contacts: &[Contact<'_>], nth: usize) -> Option<usize> {
+    pub fn contact(&self, contacts: &[Contact<'_>], nth: usize) -> Option<usize> {
         let is_it = |contact: &Contact<'_>| {
             let same = |id: &str| !id.is_empty() && (id == self.from || id == self.from_user_id);
             same(&contact.wa_id) || same(&contact.user_id)

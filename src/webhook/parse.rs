@@ -338,11 +338,16 @@ impl<'t, 'a> Walk<'t, 'a> {
             self.members(Some(at)).for_each(|(name, value)| contact.set(name, self.value(value)));
             contact
         };
-        let contacts: Vec<_> = self.elements(contacts).take(CONTACTS_MAX).map(contact).collect();
+        let contacts = || self.elements(contacts).take(CONTACTS_MAX).map(contact).collect();
+        let mut read: Option<Vec<_>> = None;
         for (m, message) in self.elements(messages).enumerate() {
             let mut facts = MessageFacts::default();
             self.members(Some(message)).for_each(|(name, value)| facts.set(name, self.value(value)));
-            sink.message(&facts, change, &contacts, Path { index: m as u32, ..path }, None)?;
+            let contacts = match facts.needs_contacts() {
+                true => &read.get_or_insert_with(contacts)[..],
+                false => &[],
+            };
+            sink.message(&facts, change, contacts, Path { index: m as u32, ..path }, None)?;
         }
         Ok(())
     }
