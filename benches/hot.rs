@@ -1,4 +1,5 @@
-//! The hot paths. Each module prints its time beside a floor or a peer; `cargo bench -- webhook` runs one of them.
+//! The hot paths. Each module prints its time beside a floor or a peer; `cargo bench -- webhook` runs one of
+//! them.
 
 mod webhook;
 

@@ -1,7 +1,9 @@
-//! What the parts of a body mean, decided once for every way to read one: kinds, keys, senders, conversations.
+//! What the parts of a body mean, decided once for every way to read one: kinds, keys, senders,
+//! conversations.
 //!
-//! A reader hands over members as (name, [`Value`]) in the order of the body; of a name that comes twice the last
-//! counts. A text that is empty, or is neither a string nor a plain integer, is the same as one that is not there.
+//! A reader hands over members as (name, [`Value`]) in the order of the body; of a name that comes twice the
+//! last counts. A text that is empty, or is neither a string nor a plain integer, is the same as one that is
+//! not there.
 
 use std::borrow::Cow;
 
@@ -320,7 +322,8 @@ impl<'a> MessageFacts<'a> {
         }
     }
 
-    /// Who wrote it, from the message and the change's contacts. `nth`: its index, where its contact often stands too.
+    /// Who wrote it, from the message and the change's contacts. `nth`: its index, where its contact often
+    /// stands too.
     ///
     /// `all`: look for the contact even when the message says it all (its name is wanted).
     pub fn sender<'s>(&'s self, contacts: &'s [Contact<'_>], nth: usize, all: bool) -> Sender<'s> {
@@ -426,7 +429,8 @@ impl<'a> StatusFacts<'a> {
         first([&self.participant_id, &self.participant_user_id, &self.recipient_id, &self.recipient_user_id])
     }
 
-    /// Its key: (wamid, status, recipient, timestamp), or its bytes where it has no wamid; `None`: they are needed.
+    /// Its key: (wamid, status, recipient, timestamp), or its bytes where it has no wamid; `None`: they are
+    /// needed.
     pub fn key<'k>(&'k self, raw: Option<&'k [u8]>) -> Option<Key<'k>> {
         match (self.id.as_bytes(), raw) {
             (b"", None) => None,

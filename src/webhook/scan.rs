@@ -1,9 +1,9 @@
 //! Reads a body with serde_json without building anything: members and elements are slices of the body.
 //!
-//! It takes what simd-json refuses though nothing is lost by it (half a surrogate pair in somebody's text, a number
-//! beyond any machine's), and it knows the bytes of each part. Nothing recurses: what is skipped is skipped by
-//! serde_json's loop, and what is entered is five levels deep. A pass over a body costs about as much as one over
-//! its values, so `entries` goes through once, a change's value is gone through twice more.
+//! It takes what simd-json refuses though nothing is lost by it (half a surrogate pair in somebody's text, a
+//! number beyond any machine's), and it knows the bytes of each part. Nothing recurses: what is skipped is
+//! skipped by serde_json's loop, and what is entered is five levels deep. A pass over a body costs about as
+//! much as one over its values, so `entries` goes through once, a change's value is gone through twice more.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -51,7 +51,8 @@ impl<'a, C> Entry<'a, C> {
 }
 
 impl<'a> Entry<'a> {
-    /// What its change number `nth` is keyed by, and the bytes of that change's value; empty where there is none.
+    /// What its change number `nth` is keyed by, and the bytes of that change's value; empty where there is
+    /// none.
     pub fn change(&self, nth: usize) -> (Change<'a>, &'a str) {
         let raw = self.changes.get(nth);
         (self.head(raw.and_then(|raw| raw.field)), raw.and_then(|raw| raw.value).map_or("", RawValue::get))
@@ -68,7 +69,8 @@ impl<'a> Entry<'a, OpenChange<'a>> {
     }
 }
 
-/// The arrays and the number of a `value` under `field` = `messages`; empty where they are not as they should be.
+/// The arrays and the number of a `value` under `field` = `messages`; empty where they are not as they should
+/// be.
 #[derive(Debug, Default)]
 pub struct MessagesValue<'a> {
     metadata: &'a str,
@@ -195,7 +197,8 @@ pub fn members<'a>(raw: &'a str, each: impl FnMut(&str, &'a RawValue)) -> bool {
     raw.starts_with('{') && serde_json::Deserializer::from_str(raw).deserialize_map(Members(each)).is_ok()
 }
 
-/// Calls `each` with the elements of an array in their order, until it returns false; false where `raw` is none.
+/// Calls `each` with the elements of an array in their order, until it returns false; false where `raw` is
+/// none.
 pub fn elements<'a>(raw: &'a str, each: impl FnMut(&'a RawValue) -> bool) -> bool {
     raw.starts_with('[') && serde_json::Deserializer::from_str(raw).deserialize_seq(Elements(each)).is_ok()
 }
@@ -283,7 +286,8 @@ impl<'de, F: FnMut(&'de RawValue) -> bool> Visitor<'de> for Elements<F> {
     }
 }
 
-/// A place in the envelope where an object or an array is expected; whatever else stands there is read as nothing.
+/// A place in the envelope where an object or an array is expected; whatever else stands there is read as
+/// nothing.
 pub trait Part<'de>: Default {
     /// Takes the member called `name`.
     fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {

@@ -1,7 +1,7 @@
 //! Takes single things out of a stored body again, by their [`Path`]: after the 200, so with owned texts.
 //!
-//! Reads with `scan`, like the parser where its tape is of no use; what the parser named is found here. A body is gone
-//! through once for all messages that are wanted from it, however many it holds.
+//! Reads with `scan`, like the parser where its tape is of no use; what the parser named is found here. A
+//! body is gone through once for all messages that are wanted from it, however many it holds.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -128,8 +128,8 @@ pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
     })
 }
 
-/// The whole dedupe key of an item: the parts of which [`Item::key`](crate::event::Item::key) is the hash, each behind
-/// its length. Two items are the same exactly if theirs are. `None`: nothing stands there.
+/// The whole dedupe key of an item: the parts of which [`Item::key`](crate::event::Item::key) is the hash,
+/// each behind its length. Two items are the same exactly if theirs are. `None`: nothing stands there.
 pub fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
     if kind == Kind::Unparsed {
         return Some(Key::of_body(body).bytes());
@@ -195,7 +195,8 @@ fn place<'e, 'a>(
     entries.get(path.entry as usize)?.open(path.change as usize)
 }
 
-/// A change's contacts, of which as few are read as will do: they mostly stand in the order of their messages.
+/// A change's contacts, of which as few are read as will do: they mostly stand in the order of their
+/// messages.
 struct Contacts<'a> {
     raws: Vec<&'a str>,
     /// Empty ids where not read yet.
