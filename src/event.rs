@@ -107,16 +107,16 @@ pub struct Item {
     pub kind: Kind,
     /// Where it stands.
     pub path: Path,
-    /// Meta's `timestamp` in seconds, of a change or an error `entry.time`. 0 from the parser where there is none or it
-    /// makes no sense (the inbox then takes the receive time).
+    /// Meta's `timestamp` in seconds, of a change or an error `entry.time`. 0 from the parser where there is
+    /// none or it makes no sense (the inbox then takes the receive time).
     pub timestamp: u64,
-    /// Hash of the dedupe key: message = (phone_number_id, wamid); status = (wamid, status, recipient, timestamp);
-    /// anything else, and what has no wamid = its bytes. See `webhook::unpack::key`.
+    /// Hash of the dedupe key: message = (phone_number_id, wamid); status = (wamid, status, recipient,
+    /// timestamp); anything else, and what has no wamid = its bytes. See `webhook::unpack::key`.
     pub key: u64,
     /// Hash of `phone_number_id`; 0 where the change has none.
     pub number: u64,
-    /// Hash of (phone_number_id, conversation): group id, else BSUID, else wa_id. Of a [`Kind::Status`]: hash of its
-    /// `biz_opaque_callback_data`, the reply id that it names. 0 where there is none.
+    /// Hash of (phone_number_id, conversation): group id, else BSUID, else wa_id. Of a [`Kind::Status`]: hash
+    /// of its `biz_opaque_callback_data`, the reply id that it names. 0 where there is none.
     pub conversation: u64,
 }
 

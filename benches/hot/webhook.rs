@@ -1,5 +1,6 @@
-//! What the webhook module costs inside a request: the signature beside plain HMAC and beside copying the body, and
-//! the parser beside simd-json's bare tape of the same bytes. The ratios are printed after criterion's figures.
+//! What the webhook module costs inside a request: the signature beside plain HMAC and beside copying the
+//! body, and the parser beside simd-json's bare tape of the same bytes. The ratios are printed after
+//! criterion's figures.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -76,7 +77,8 @@ fn parsing(c: &mut Criterion, kind: &str, count: usize, ratios: &mut Vec<String>
     });
     let skipped = ns(|| serde_json::from_slice::<serde::de::IgnoredAny>(black_box(&body)).is_ok());
     ratios.push(format!(
-        "parse {count} {kind} ({} B): {:.0} ns an item; of a kept tape {:.2}, of a fresh tape {:.2}, of serde_json's skipping {:.2}",
+        "parse {count} {kind} ({} B): {:.0} ns an item; \
+         of a kept tape {:.2}, of a fresh tape {:.2}, of serde_json's skipping {:.2}",
         body.len(),
         ours / count as f64,
         ours / floor,
@@ -133,9 +135,13 @@ fn body(kind: &str, count: usize) -> Vec<u8> {
     let from = |nth: usize| format!("1650555{nth:04}");
     let message = |nth: usize| {
         json!({"from": from(nth), "from_user_id": format!("US.13491208655302{nth:06}"), "id": wamid(nth),
-            "timestamp": "1749416383", "type": "text", "text": {"body": "Does it come in another colour? ".repeat(5)}})
+            "timestamp": "1749416383", "type": "text",
+            "text": {"body": "Does it come in another colour? ".repeat(5)}})
     };
-    let contact = |nth: usize| json!({"profile": {"name": "Sheena Nelson"}, "wa_id": from(nth), "user_id": format!("US.13491208655302{nth:06}")});
+    let contact = |nth: usize| {
+        json!({"profile": {"name": "Sheena Nelson"}, "wa_id": from(nth),
+            "user_id": format!("US.13491208655302{nth:06}")})
+    };
     let status = |nth: usize| {
         json!({"id": wamid(nth), "status": "delivered", "timestamp": "1749416383", "recipient_id": from(nth),
             "biz_opaque_callback_data": format!("r{nth:020}"),
@@ -160,7 +166,8 @@ fn body(kind: &str, count: usize) -> Vec<u8> {
             vec![json!({"field": "messages", "value": value(messages)})]
         }
     };
-    let body = json!({"object": "whatsapp_business_account", "entry": [{"id": "419561257915477", "changes": changes}]});
+    let entry = json!({"id": "419561257915477", "changes": changes});
+    let body = json!({"object": "whatsapp_business_account", "entry": [entry]});
     let body = body.to_string();
     match kind {
         // half a surrogate pair: simd-json refuses it

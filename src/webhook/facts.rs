@@ -1,7 +1,9 @@
-//! What the parts of a body mean, decided once for every way to read one: kinds, keys, senders, conversations.
+//! What the parts of a body mean, decided once for every way to read one: kinds, keys, senders,
+//! conversations.
 //!
-//! A reader hands over members as (name, [`Value`]) in the order of the body; of a name that comes twice the last
-//! counts. A text that is empty, or is neither a string nor a plain integer, is the same as one that is not there.
+//! A reader hands over members as (name, [`Value`]) in the order of the body; of a name that comes twice the
+//! last counts. A text that is empty, or is neither a string nor a plain integer, is the same as one that is
+//! not there.
 
 use std::borrow::Cow;
 
@@ -291,6 +293,11 @@ impl<'a> MessageFacts<'a> {
         }
     }
 
+    /// Whether its item depends on the change's contacts.
+    pub fn needs_contacts(&self) -> bool {
+        self.from_user_id.is_empty()
+    }
+
     /// The type: as declared, else by the content (the first of `TYPES` that is there), else empty.
     pub fn type_name(&self) -> &str {
         match self.contents.trailing_zeros() as usize {
@@ -315,11 +322,12 @@ impl<'a> MessageFacts<'a> {
         }
     }
 
-    /// Who wrote it, from the message and the change's contacts. `nth`: its index, where its contact often stands too.
+    /// Who wrote it, from the message and the change's contacts. `nth`: its index, where its contact often
+    /// stands too.
     ///
     /// `all`: look for the contact even when the message says it all (its name is wanted).
     pub fn sender<'s>(&'s self, contacts: &'s [Contact<'_>], nth: usize, all: bool) -> Sender<'s> {
-        let contact = if all || self.from_user_id.is_empty() { self.contact(contacts, nth) } else { None };
+        let contact = if all || self.needs_contacts() { self.contact(contacts, nth) } else { None };
         let (wa_id, user_id) = contact.map_or(("", ""), |i| (&*contacts[i].wa_id, &*contacts[i].user_id));
         let user = |id: &'s str| if is_user_id(id) { id } else { "" };
         let phone = |id: &'s str| if is_user_id(id) { "" } else { id };
@@ -331,7 +339,7 @@ impl<'a> MessageFacts<'a> {
     }
 
     /// The contact that belongs to it: the one with its ids, or the only one if nothing speaks against that.
-    fn contact(&self, contacts: &[Contact<'_>], nth: usize) -> Option<usize> {
+    pub fn contact(&self, contacts: &[Contact<'_>], nth: usize) -> Option<usize> {
         let is_it = |contact: &Contact<'_>| {
             let same = |id: &str| !id.is_empty() && (id == self.from || id == self.from_user_id);
             same(&contact.wa_id) || same(&contact.user_id)
@@ -421,7 +429,8 @@ impl<'a> StatusFacts<'a> {
         first([&self.participant_id, &self.participant_user_id, &self.recipient_id, &self.recipient_user_id])
     }
 
-    /// Its key: (wamid, status, recipient, timestamp), or its bytes where it has no wamid; `None`: they are needed.
+    /// Its key: (wamid, status, recipient, timestamp), or its bytes where it has no wamid; `None`: they are
+    /// needed.
     pub fn key<'k>(&'k self, raw: Option<&'k [u8]>) -> Option<Key<'k>> {
         match (self.id.as_bytes(), raw) {
             (b"", None) => None,

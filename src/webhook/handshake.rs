@@ -1,9 +1,9 @@
 //! The GET with which Meta checks a callback address: the right verify token gets its challenge back.
 //!
 //! `?hub.mode=subscribe&hub.challenge=<anything>&hub.verify_token=<token>`
-//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint>).
-//! The challenge is documented as an int and as a random string: it is echoed, never read as a number. Overridden
-//! callbacks carry their own token, so any of several may come.
+//! `developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint`
+//! The challenge is documented as an int and as a random string: it is echoed, never read as a number.
+//! Overridden callbacks carry their own token, so any of several may come.
 
 use std::borrow::Cow;
 
@@ -25,10 +25,11 @@ pub enum Refused {
     WrongToken,
 }
 
-/// The challenge to answer with (200, `text/plain`, nothing around it) for the raw query string `query`, without `?`.
+/// The challenge to answer with (200, `text/plain`, nothing around it) for the raw query string `query`,
+/// without `?`.
 ///
-/// Tokens are compared in a time that depends neither on where they differ nor on which of them fits. An empty token
-/// of ours fits nothing.
+/// Tokens are compared in a time that depends neither on where they differ nor on which of them fits. An
+/// empty token of ours fits nothing.
 pub fn challenge(query: &[u8], tokens: &[Secret]) -> Result<Vec<u8>, Refused> {
     if query.len() > QUERY_MAX {
         return Err(Refused::TooLong);

@@ -1,11 +1,11 @@
 //! PURE: is this body from Meta, and what does it hold? No socket, no clock, no store.
 //!
-//! `signature` comes first, over the raw bytes. `parse` indexes a body into [`Item`](crate::event::Item)s with
-//! simd-json's tape (nothing is built, nothing recurses); `unpack` takes single messages out again as Meta sent them.
-//! `handshake` answers the GET with which Meta checks a callback address.
+//! `signature` comes first, over the raw bytes. `parse` indexes a body into [`Item`](crate::event::Item)s
+//! with simd-json's tape (nothing is built, nothing recurses); `unpack` takes single messages out again as
+//! Meta sent them. `handshake` answers the GET with which Meta checks a callback address.
 //!
-//! Inside: `facts` decides what an item is (once, for every way to read a body), `scan` reads a body with serde_json
-//! where the tape can't or where bytes are wanted.
+//! Inside: `facts` decides what an item is (once, for every way to read a body), `scan` reads a body with
+//! serde_json where the tape can't or where bytes are wanted.
 
 pub mod handshake;
 pub mod parse;
@@ -21,7 +21,8 @@ mod tests;
 
 use crate::ops::metrics::{Counter, Metric};
 
-/// Bodies that were read by the slower scan: what simd-json refuses, what is keyed by its bytes, large bodies.
+/// Bodies that were read by the slower scan: what simd-json refuses, what is keyed by its bytes, large
+/// bodies.
 pub static SCANNED: Counter =
     Counter::new("webhook_scanned_total", "Bodies read by the scan instead of the tape.");
 /// Bodies kept as one `unparsed` item: not JSON, or no `entry` in it.

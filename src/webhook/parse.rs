@@ -1,12 +1,14 @@
-//! What a body holds, as items: numbers only. Runs inside the request, so it takes about as long as reading the body.
+//! What a body holds, as items: numbers only. Runs inside the request, so it takes about as long as reading
+//! the body.
 //!
-//! Never fails: what is not understood becomes one [`Kind::Unparsed`] item, so that every body that is stored ends in
-//! a state. Every entry, change, message, status and error becomes an item; `field` decides before `messages` does.
-//! simd-json checks the body and lays out a tape in buffers that are kept; `scan` takes over where the tape is of no
-//! use, with the same items. Neither recurses or builds a value; what they hold is bounded by the body's size.
+//! Never fails: what is not understood becomes one [`Kind::Unparsed`] item, so that every body that is stored
+//! ends in a state. Every entry, change, message, status and error becomes an item; `field` decides before
+//! `messages` does. simd-json checks the body and lays out a tape in buffers that are kept; `scan` takes over
+//! where the tape is of no use, with the same items. Neither recurses or builds a value; what they hold is
+//! bounded by the body's size.
 //!
-//! Of a key that comes twice in one object the last counts. A `messages` change, or an entry, in which nothing is
-//! found gives one [`Kind::OtherField`] item; a body without any entry gives one `Unparsed` item.
+//! Of a key that comes twice in one object the last counts. A `messages` change, or an entry, in which
+//! nothing is found gives one [`Kind::OtherField`] item; a body without any entry gives one `Unparsed` item.
 
 use std::cell::RefCell;
 
@@ -265,7 +267,6 @@ impl<'t, 'a> Walk<'t, 'a> {
             Node::Object { .. } => Value::Object,
             Node::Array { .. } => Value::Array,
             Node::Static(StaticNode::U64(n)) => Value::Text(n.to_string().into()),
-            Node::Static(StaticNode::I64(n)) if n > 0 => Value::Text(n.to_string().into()),
             Node::Static(_) => Value::Other,
         }
     }
@@ -338,11 +339,16 @@ impl<'t, 'a> Walk<'t, 'a> {
             self.members(Some(at)).for_each(|(name, value)| contact.set(name, self.value(value)));
             contact
         };
-        let contacts: Vec<_> = self.elements(contacts).take(CONTACTS_MAX).map(contact).collect();
+        let contacts = || self.elements(contacts).take(CONTACTS_MAX).map(contact).collect();
+        let mut read: Option<Vec<_>> = None;
         for (m, message) in self.elements(messages).enumerate() {
             let mut facts = MessageFacts::default();
             self.members(Some(message)).for_each(|(name, value)| facts.set(name, self.value(value)));
-            sink.message(&facts, change, &contacts, Path { index: m as u32, ..path }, None)?;
+            let contacts = match facts.needs_contacts() {
+                true => &read.get_or_insert_with(contacts)[..],
+                false => &[],
+            };
+            sink.message(&facts, change, contacts, Path { index: m as u32, ..path }, None)?;
         }
         Ok(())
     }

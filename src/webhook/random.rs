@@ -1,5 +1,5 @@
-//! Random, damaged, deep and large bodies: nothing panics, nothing overflows a coroutine's stack, the two ways to read
-//! a body agree, and what the parser named is found again.
+//! Random, damaged, deep and large bodies: nothing panics, nothing overflows a coroutine's stack, the two
+//! ways to read a body agree, and what the parser named is found again.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -18,11 +18,13 @@ const STACK: usize = 128 << 10;
 fn scalar() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => select(vec![
-            r#""""#, r#""5""#, r#""US.1""#, r#""wamid.a""#, r#""1749416383""#, "1749416383", "0", "-0", "-1", "1.5",
+            r#""""#, r#""5""#, r#""US.1""#, r#""wamid.a""#, r#""1749416383""#,
+            "1749416383", "0", "-0", "-1", "1.5",
             "1e3", "true", "null", r#""\u0061\/""#, r#""\ud83d\ude00""#, r#""text""#, r#""interactive""#,
             r#""reaction""#, r#""messages""#, r#""history""#, r#""\"""#, "18446744073709551615",
         ]).prop_map(str::to_owned),
-        1 => select(vec![r#""\ud83d""#, "1e999", "18446744073709551616", "-9223372036854775809"]).prop_map(str::to_owned),
+        1 => select(vec![r#""\ud83d""#, "1e999", "18446744073709551616", "-9223372036854775809"])
+            .prop_map(str::to_owned),
         1 => "[a-z]{0,40}".prop_map(|text| format!("\"{text}\"")),
     ]
 }
@@ -121,7 +123,10 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_envelope_ends_nothing(body in envelope(), damage in vec((any::<Index>(), any::<u8>()), 1..4)) {
+    fn a_damaged_envelope_ends_nothing(
+        body in envelope(),
+        damage in vec((any::<Index>(), any::<u8>()), 1..4),
+    ) {
         let mut body = body.into_bytes();
         for (at, byte) in damage {
             let at = at.index(body.len());
@@ -148,7 +153,8 @@ fn on_a_small_stack(work: fn()) {
     thread.join().expect("no panic");
     let words = STACK / std::mem::size_of::<usize>();
     let coroutine = may::coroutine::Builder::new().stack_size(words);
-    // SAFETY: `work` uses no thread-local across a yield (it does not yield) and fits the stack: that is the test.
+    // SAFETY: `work` uses no thread-local across a yield (it does not yield) and fits the stack: that is the
+    // test.
     #[allow(unsafe_code, reason = "may's spawn is unsafe; this is a test")]
     let handle = unsafe { coroutine.spawn(work) }.expect("a coroutine");
     handle.join().expect("no panic");

@@ -1,9 +1,9 @@
 //! Reads a body with serde_json without building anything: members and elements are slices of the body.
 //!
-//! It takes what simd-json refuses though nothing is lost by it (half a surrogate pair in somebody's text, a number
-//! beyond any machine's), and it knows the bytes of each part. Nothing recurses: what is skipped is skipped by
-//! serde_json's loop, and what is entered is five levels deep. A pass over a body costs about as much as one over
-//! its values, so `entries` goes through once, a change's value is gone through twice more.
+//! It takes what simd-json refuses though nothing is lost by it (half a surrogate pair in somebody's text, a
+//! number beyond any machine's), and it knows the bytes of each part. Nothing recurses: what is skipped is
+//! skipped by serde_json's loop, and what is entered is five levels deep. A pass over a body costs about as
+//! much as one over its values, so `entries` goes through once, a change's value is gone through twice more.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,40 +17,60 @@ use crate::event::{Kind, Path};
 
 /// An entry of `entry`: nothing where it is no object.
 #[derive(Debug, Default)]
-pub struct Entry<'a> {
+pub struct Entry<'a, C = RawChange<'a>> {
     id: Option<&'a RawValue>,
     time: Option<&'a RawValue>,
     /// Empty where `changes` is no array.
-    pub changes: Vec<RawChange<'a>>,
+    pub changes: Vec<C>,
 }
 
-/// An entry of `changes`: nothing where it is no object.
-#[derive(Clone, Copy, Debug, Default)]
+/// An entry of `changes` with the bytes of its value: nothing where it is no object.
+#[derive(Debug, Default)]
 pub struct RawChange<'a> {
     field: Option<&'a RawValue>,
     value: Option<&'a RawValue>,
 }
 
-impl<'a> RawChange<'a> {
-    /// The bytes of its value.
-    pub fn value(&self) -> &'a str {
-        self.value.map_or("", RawValue::get)
-    }
+/// An entry of `changes` with its value taken apart in the same pass: nothing where it is no object.
+#[derive(Debug, Default)]
+pub struct OpenChange<'a> {
+    field: Option<&'a RawValue>,
+    /// As if `field` were `messages`.
+    pub value: MessagesValue<'a>,
 }
 
-impl<'a> Entry<'a> {
-    /// The head of its change number `nth`, without the number it is about.
-    pub fn head(&self, nth: usize) -> Change<'a> {
+impl<'a, C> Entry<'a, C> {
+    fn head(&self, field: Option<&'a RawValue>) -> Change<'a> {
         Change {
             entry_id: text(self.id),
             time: seconds(&text(self.time)),
-            field: text(self.changes.get(nth).and_then(|change| change.field)),
+            field: text(field),
             ..Change::default()
         }
     }
 }
 
-/// The arrays and the number of a `value` under `field` = `messages`; empty where they are not as they should be.
+impl<'a> Entry<'a> {
+    /// What its change number `nth` is keyed by, and the bytes of that change's value; empty where there is
+    /// none.
+    pub fn change(&self, nth: usize) -> (Change<'a>, &'a str) {
+        let raw = self.changes.get(nth);
+        (self.head(raw.and_then(|raw| raw.field)), raw.and_then(|raw| raw.value).map_or("", RawValue::get))
+    }
+}
+
+impl<'a> Entry<'a, OpenChange<'a>> {
+    /// Its change number `nth`.
+    pub fn open(&self, nth: usize) -> Option<(Change<'a>, &MessagesValue<'a>)> {
+        let open = self.changes.get(nth)?;
+        let mut change = self.head(open.field);
+        change.set_phone_number_id(open.value.phone_number_id());
+        Some((change, &open.value))
+    }
+}
+
+/// The arrays and the number of a `value` under `field` = `messages`; empty where they are not as they should
+/// be.
 #[derive(Debug, Default)]
 pub struct MessagesValue<'a> {
     metadata: &'a str,
@@ -63,16 +83,7 @@ pub struct MessagesValue<'a> {
 impl<'a> MessagesValue<'a> {
     /// Takes apart the bytes of a value.
     pub fn read(value: &'a str) -> Self {
-        let mut this = Self::default();
-        members(value, |name, value| match name {
-            "metadata" => this.metadata = value.get(),
-            "contacts" => this.contacts = value.get(),
-            "messages" => this.messages = value.get(),
-            "statuses" => this.statuses = value.get(),
-            "errors" => this.errors = value.get(),
-            _ => {}
-        });
-        this
+        serde_json::from_str(value).map_or_else(|_| Self::default(), |Lenient(this)| this)
     }
 
     /// `metadata.phone_number_id`.
@@ -86,17 +97,14 @@ impl<'a> MessagesValue<'a> {
         id
     }
 
-    /// The first [`CONTACTS_MAX`] contacts, each with its bytes.
-    pub fn contacts(&self) -> (Vec<Contact<'a>>, Vec<&'a str>) {
-        let (mut contacts, mut raws) = (Vec::new(), Vec::new());
+    /// The bytes of the first [`CONTACTS_MAX`] contacts.
+    pub fn contacts(&self) -> Vec<&'a str> {
+        let mut raws = Vec::new();
         elements(self.contacts, |raw| {
-            let mut contact = Contact::default();
-            members(raw.get(), |name, value| contact.set(name, value_of(value)));
-            contacts.push(contact);
             raws.push(raw.get());
-            contacts.len() < CONTACTS_MAX
+            raws.len() < CONTACTS_MAX
         });
-        (contacts, raws)
+        raws
     }
 
     /// Calls `each` with the bytes of each message, status or error, until it returns false.
@@ -108,6 +116,13 @@ impl<'a> MessagesValue<'a> {
         };
         elements(array, each);
     }
+}
+
+/// What matters of a contact.
+pub fn contact(raw: &str) -> Contact<'_> {
+    let mut contact = Contact::default();
+    members(raw, |name, value| contact.set(name, value_of(value)));
+    contact
 }
 
 /// What matters of a message.
@@ -125,21 +140,22 @@ pub fn status_facts(raw: &str) -> StatusFacts<'_> {
 }
 
 /// The entries of a body.
-pub fn entries(body: &[u8]) -> Result<Vec<Entry<'_>>, Stop> {
+pub fn entries<'a, C: Part<'a>>(body: &'a [u8]) -> Result<Vec<Entry<'a, C>>, Stop> {
     let body = std::str::from_utf8(body).map_err(|_| Stop::NotJson)?;
-    let read: Result<Body<'_>, _> = serde_json::from_str(body);
-    read.map(|body| body.0).map_err(|_| Stop::NotJson)
+    let read: Result<Lenient<Body<'a, C>>, _> = serde_json::from_str(body);
+    read.map(|body| body.0.0).map_err(|_| Stop::NotJson)
 }
 
 /// Every item of a body into `sink`.
 pub fn items(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
-    for (e, entry) in entries(body)?.iter().enumerate() {
+    for (e, entry) in entries::<RawChange<'_>>(body)?.iter().enumerate() {
         let path = Path { entry: e as u32, ..Path::default() };
         if entry.changes.is_empty() {
-            sink.change(&entry.head(0), path, Some(b""))?;
+            sink.change(&entry.head(None), path, Some(b""))?;
         }
-        for (c, raw) in entry.changes.iter().enumerate() {
-            change_items(entry.head(c), raw, Path { change: c as u32, ..path }, sink)?;
+        for c in 0..entry.changes.len() {
+            let (change, value) = entry.change(c);
+            change_items(change, value, Path { change: c as u32, ..path }, sink)?;
         }
     }
     Ok(())
@@ -147,15 +163,15 @@ pub fn items(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
 
 fn change_items<'a>(
     mut change: Change<'a>,
-    raw: &RawChange<'a>,
+    raw: &'a str,
     path: Path,
     sink: &mut Sink<'_>,
 ) -> Result<(), Stop> {
-    let value = MessagesValue::read(raw.value());
+    let value = MessagesValue::read(raw);
     change.set_phone_number_id(value.phone_number_id());
     let before = sink.len();
     if change.field == "messages" {
-        let (contacts, _) = value.contacts();
+        let contacts: Vec<_> = value.contacts().into_iter().map(contact).collect();
         for kind in [Kind::Message, Kind::Status, Kind::Error] {
             let mut result = Ok(());
             let mut index = 0;
@@ -173,7 +189,7 @@ fn change_items<'a>(
             result?;
         }
     }
-    if sink.len() == before { sink.change(&change, path, Some(raw.value().as_bytes())) } else { Ok(()) }
+    if sink.len() == before { sink.change(&change, path, Some(raw.as_bytes())) } else { Ok(()) }
 }
 
 /// Calls `each` with the members of an object in their order; false where `raw` is none.
@@ -181,7 +197,8 @@ pub fn members<'a>(raw: &'a str, each: impl FnMut(&str, &'a RawValue)) -> bool {
     raw.starts_with('{') && serde_json::Deserializer::from_str(raw).deserialize_map(Members(each)).is_ok()
 }
 
-/// Calls `each` with the elements of an array in their order, until it returns false; false where `raw` is none.
+/// Calls `each` with the elements of an array in their order, until it returns false; false where `raw` is
+/// none.
 pub fn elements<'a>(raw: &'a str, each: impl FnMut(&'a RawValue) -> bool) -> bool {
     raw.starts_with('[') && serde_json::Deserializer::from_str(raw).deserialize_seq(Elements(each)).is_ok()
 }
@@ -269,12 +286,15 @@ impl<'de, F: FnMut(&'de RawValue) -> bool> Visitor<'de> for Elements<F> {
     }
 }
 
-/// A place in the envelope where an object or an array is expected; whatever else stands there is read as nothing.
-trait Part<'de>: Default {
+/// A place in the envelope where an object or an array is expected; whatever else stands there is read as
+/// nothing.
+pub trait Part<'de>: Default {
+    /// Takes the member called `name`.
     fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
         let _ = name;
         map.next_value::<IgnoredAny>().map(drop)
     }
+    /// Takes the elements.
     fn elements<A: SeqAccess<'de>>(&mut self, mut seq: A) -> Result<(), A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
@@ -343,16 +363,15 @@ impl<'de, T: Part<'de>> Part<'de> for List<T> {
     }
 }
 
-#[derive(Default)]
-struct Body<'a>(Vec<Entry<'a>>);
+struct Body<'a, C>(Vec<Entry<'a, C>>);
 
-impl<'de> Deserialize<'de> for Body<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Lenient::deserialize(deserializer).map(|Lenient(body)| body)
+impl<C> Default for Body<'_, C> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
-impl<'de> Part<'de> for Body<'de> {
+impl<'de, C: Part<'de>> Part<'de> for Body<'de, C> {
     fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
         match name {
             "entry" => map.next_value().map(|Lenient(List(entries))| self.0 = entries),
@@ -361,7 +380,7 @@ impl<'de> Part<'de> for Body<'de> {
     }
 }
 
-impl<'de> Part<'de> for Entry<'de> {
+impl<'de, C: Part<'de>> Part<'de> for Entry<'de, C> {
     fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
         match name {
             "id" => self.id = Some(map.next_value()?),
@@ -383,6 +402,32 @@ impl<'de> Part<'de> for RawChange<'de> {
             "value" => self.value = Some(map.next_value()?),
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
+        Ok(())
+    }
+}
+
+impl<'de> Part<'de> for OpenChange<'de> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "field" => self.field = Some(map.next_value()?),
+            "value" => map.next_value().map(|Lenient(value)| self.value = value)?,
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Part<'de> for MessagesValue<'de> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let place = match name {
+            "metadata" => &mut self.metadata,
+            "contacts" => &mut self.contacts,
+            "messages" => &mut self.messages,
+            "statuses" => &mut self.statuses,
+            "errors" => &mut self.errors,
+            _ => return map.next_value::<IgnoredAny>().map(drop),
+        };
+        *place = map.next_value::<&RawValue>()?.get();
         Ok(())
     }
 }

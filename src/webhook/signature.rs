@@ -1,9 +1,9 @@
 //! Is this body from Meta? HMAC-SHA256 over the raw bytes with the app secret, compared in constant time.
 //!
 //! The header is `X-Hub-Signature-256: sha256=<64 hex digits>`
-//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint>).
-//! The digest is over what is on the wire, escapes and all: never decode or re-serialise first. The request does not
-//! name the app, so every distinct secret is tried; the secret that fits tells which app it was.
+//! `developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint`
+//! The digest is over what is on the wire, escapes and all: never decode or re-serialise first. The request
+//! does not name the app, so every distinct secret is tried; the secret that fits tells which app it was.
 
 use ring::hmac;
 
@@ -55,9 +55,9 @@ impl Verifier {
 
     /// Checks `body` against the value of its signature header.
     ///
-    /// Ok is the [`hash64`] of the app's name; 0 for an app without a name, and for a body without the header where
-    /// unsigned bodies are allowed. A header that is there must be right, whatever is allowed. The digits may be upper
-    /// case (Meta's are lower); everything else is exact: no blanks, no other digest.
+    /// Ok is the [`hash64`] of the app's name; 0 for an app without a name, and for a body without the header
+    /// where unsigned bodies are allowed. A header that is there must be right, whatever is allowed. The
+    /// digits may be upper case (Meta's are lower); everything else is exact: no blanks, no other digest.
     pub fn verify(&self, header: Option<&[u8]>, body: &[u8]) -> Result<u64, Rejected> {
         let Some(header) = header else {
             return if self.allow_unsigned { Ok(0) } else { Err(Rejected::Missing) };

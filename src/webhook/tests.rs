@@ -59,7 +59,8 @@ pub(super) fn change(number: &str, value: Value) -> Value {
 }
 
 pub(super) fn body(changes: Vec<Value>) -> Value {
-    json!({"object": "whatsapp_business_account", "entry": [{"id": "77", "time": 1749416383, "changes": changes}]})
+    let entry = json!({"id": "77", "time": 1749416383, "changes": changes});
+    json!({"object": "whatsapp_business_account", "entry": [entry]})
 }
 
 pub(super) fn text(from: &str, wamid: &str) -> Value {
@@ -250,7 +251,11 @@ fn a_status_names_our_reply() {
 
 #[test]
 fn participants_of_a_group_have_statuses_of_their_own() {
-    let status = |name: &str, id: &str| json!({"id": "w", "status": "read", "timestamp": "1", "recipient_id": "g", name: id});
+    let status = |name: &str, id: &str| {
+        let mut status = json!({"id": "w", "status": "read", "timestamp": "1", "recipient_id": "g"});
+        status[name] = json!(id);
+        status
+    };
     let statuses = json!([
         status("recipient_participant_id", "1"),
         status("participant_recipient_id", "2"),

@@ -1,7 +1,7 @@
 //! Takes single things out of a stored body again, by their [`Path`]: after the 200, so with owned texts.
 //!
-//! Reads with `scan`, like the parser where its tape is of no use; what the parser named is found here. A body is gone
-//! through once for all messages that are wanted from it, however many it holds.
+//! Reads with `scan`, like the parser where its tape is of no use; what the parser named is found here. A
+//! body is gone through once for all messages that are wanted from it, however many it holds.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::fmt;
 use serde_json::value::RawValue;
 
 use super::facts::{Change, Contact, Key, MessageFacts, Sender, Value, seconds};
-use super::scan::{self, Entry, MessagesValue, members, value_of};
+use super::scan::{self, Entry, MessagesValue, OpenChange, RawChange, members, value_of};
 use crate::event::{Customer, Kind, Message, Path, Recipient};
 
 /// Why something can't be taken out of a body. It holds for ever.
@@ -80,12 +80,12 @@ pub fn messages(body: &[u8], paths: &[Path]) -> Result<Vec<Message>, Unreadable>
     let mut found: Vec<Option<Message>> = paths.iter().map(|_| None).collect();
     for same in order.chunk_by(|a, b| change_of(paths[*a]) == change_of(paths[*b])) {
         let (change, value) = place(&entries, paths[same[0]]).ok_or(Unreadable::NotThere(paths[same[0]]))?;
-        let contacts = value.contacts();
+        let mut contacts = Contacts::new(value);
         let mut wanted = same.iter().peekable();
         let (mut index, mut failed) = (0, None);
         value.each(Kind::Message, |raw| {
             while let Some(nth) = wanted.next_if(|nth| paths[**nth].index == index) {
-                match message(raw, &change, (&contacts.0, &contacts.1), paths[*nth]) {
+                match message(raw, &change, &mut contacts, paths[*nth]) {
                     Ok(message) => found[*nth] = Some(message),
                     Err(unreadable) => failed = Some(unreadable),
                 }
@@ -105,7 +105,7 @@ pub fn messages(body: &[u8], paths: &[Path]) -> Result<Vec<Message>, Unreadable>
 pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
     let entries = scan::entries(body).map_err(|_| Unreadable::Body)?;
     let (change, value) = place(&entries, path).ok_or(Unreadable::NotThere(path))?;
-    let raw = element(&value, Kind::Status, path).ok_or(Unreadable::NotThere(path))?;
+    let raw = element(value, Kind::Status, path).ok_or(Unreadable::NotThere(path))?;
     let facts = scan::status_facts(raw);
     let (mut error_code, mut error_title) = (None, None);
     scan::elements(member(raw, "errors"), |error| {
@@ -128,21 +128,20 @@ pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
     })
 }
 
-/// The whole dedupe key of an item: the parts of which [`Item::key`](crate::event::Item::key) is the hash, each behind
-/// its length. Two items are the same exactly if theirs are. `None`: nothing stands there.
+/// The whole dedupe key of an item: the parts of which [`Item::key`](crate::event::Item::key) is the hash,
+/// each behind its length. Two items are the same exactly if theirs are. `None`: nothing stands there.
 pub fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
     if kind == Kind::Unparsed {
         return Some(Key::of_body(body).bytes());
     }
-    let entries = scan::entries(body).ok()?;
-    let entry = entries.get(path.entry as usize)?;
     if kind == Kind::OtherField {
-        let (change, _) = place(&entries, path).unwrap_or_else(|| (entry.head(0), MessagesValue::default()));
-        let value = entry.changes.get(path.change as usize).map_or("", |change| change.value());
+        let entries = scan::entries::<RawChange<'_>>(body).ok()?;
+        let (change, value) = entries.get(path.entry as usize)?.change(path.change as usize);
         return Some(change.key(value.as_bytes()).bytes());
     }
+    let entries = scan::entries(body).ok()?;
     let (change, value) = place(&entries, path)?;
-    let raw = element(&value, kind, path)?;
+    let raw = element(value, kind, path)?;
     let bytes = Some(raw.as_bytes());
     match kind {
         Kind::Error => Some(change.error_key(raw.as_bytes()).bytes()),
@@ -162,7 +161,7 @@ pub fn describe(body: &[u8], kind: Kind, path: Path) -> Description {
     };
     let raw = match kind {
         Kind::OtherField | Kind::Unparsed | Kind::Error => None,
-        _ => element(&value, kind, path),
+        _ => element(value, kind, path),
     };
     match raw {
         Some(raw) if kind == Kind::Status => {
@@ -173,7 +172,7 @@ pub fn describe(body: &[u8], kind: Kind, path: Path) -> Description {
         }
         Some(raw) => {
             let facts = scan::message_facts(raw);
-            let (contacts, _) = value.contacts();
+            let contacts: Vec<_> = value.contacts().into_iter().map(scan::contact).collect();
             let sender = facts.sender(&contacts, path.index as usize, false);
             this.sender = if sender.user_id.is_empty() { sender.wa_id } else { sender.user_id }.to_owned();
             this.wamid = facts.id.to_string();
@@ -189,13 +188,40 @@ fn change_of(path: Path) -> (u32, u32) {
 }
 
 /// The change at `path` and its value.
-fn place<'a>(entries: &[Entry<'a>], path: Path) -> Option<(Change<'a>, MessagesValue<'a>)> {
-    let entry = entries.get(path.entry as usize)?;
-    let raw = entry.changes.get(path.change as usize)?;
-    let value = MessagesValue::read(raw.value());
-    let mut change = entry.head(path.change as usize);
-    change.set_phone_number_id(value.phone_number_id());
-    Some((change, value))
+fn place<'e, 'a>(
+    entries: &'e [Entry<'a, OpenChange<'a>>],
+    path: Path,
+) -> Option<(Change<'a>, &'e MessagesValue<'a>)> {
+    entries.get(path.entry as usize)?.open(path.change as usize)
+}
+
+/// A change's contacts, of which as few are read as will do: they mostly stand in the order of their
+/// messages.
+struct Contacts<'a> {
+    raws: Vec<&'a str>,
+    /// Empty ids where not read yet.
+    read: Vec<Contact<'a>>,
+    all: bool,
+}
+
+impl<'a> Contacts<'a> {
+    fn new(value: &MessagesValue<'a>) -> Self {
+        let raws = value.contacts();
+        Self { read: raws.iter().map(|_| Contact::default()).collect(), raws, all: false }
+    }
+
+    /// Reads what `facts`, message number `nth`, needs.
+    fn read_for(&mut self, facts: &MessageFacts<'_>, nth: usize) {
+        if !self.all {
+            if let Some(raw) = self.raws.get(nth) {
+                self.read[nth] = scan::contact(raw);
+            }
+            if facts.contact(&self.read, nth) != Some(nth) {
+                self.read = self.raws.iter().map(|raw| scan::contact(raw)).collect();
+                self.all = true;
+            }
+        }
+    }
 }
 
 fn element<'a>(value: &MessagesValue<'a>, kind: Kind, path: Path) -> Option<&'a str> {
@@ -213,15 +239,17 @@ fn element<'a>(value: &MessagesValue<'a>, kind: Kind, path: Path) -> Option<&'a 
 fn message(
     raw: &RawValue,
     change: &Change<'_>,
-    (contacts, contact_raws): (&[Contact<'_>], &[&str]),
+    contacts: &mut Contacts<'_>,
     path: Path,
 ) -> Result<Message, Unreadable> {
     let facts = scan::message_facts(raw.get());
-    let sender = facts.sender(contacts, path.index as usize, true);
+    let nth = path.index as usize;
+    contacts.read_for(&facts, nth);
+    let sender = facts.sender(&contacts.read, nth, true);
     if sender.user_id.is_empty() && sender.wa_id.is_empty() {
         return Err(Unreadable::NoSender(path));
     }
-    let name = sender.contact.and_then(|nth| text_at(contact_raws[nth], ["profile", "name"]));
+    let name = sender.contact.and_then(|nth| text_at(contacts.raws[nth], ["profile", "name"]));
     Ok(Message {
         wamid: facts.id.to_string(),
         timestamp: seconds(&facts.timestamp),

@@ -140,6 +140,14 @@ fn every_body_gives_what_the_index_says() {
 fn mixed_bodies_give_each_thing_its_kind() {
     for (file, kinds) in [
         ("multi_status_001.json", vec![Kind::Status; 3]),
+        ("multi_change_001.json", vec![Kind::Message, Kind::OtherField]),
+        (
+            "multi_change_002.json", // the second message has no type: a location
+            vec![Kind::Message, Kind::Message, Kind::Reaction, Kind::Message, Kind::OtherField],
+        ),
+        ("multi_message_001.json", vec![Kind::Message; 2]),
+        ("multi_message_002.json", vec![Kind::Message, Kind::Reaction]),
+        ("multi_mixed_001.json", vec![Kind::Message, Kind::Message, Kind::Message, Kind::Status]),
         ("multi_change_004.json", vec![Kind::OtherField; 2]),
         ("errors_002.json", vec![Kind::Error]),
         ("interactive_without_body_plus_errors_001.json", vec![Kind::Unsupported, Kind::Error]),
