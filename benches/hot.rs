@@ -1,7 +1,16 @@
-//! The pieces of the hot path, each beside a floor or a peer. `cargo bench --bench hot`.
+//! The pieces of the hot path, each beside a floor or a peer. `cargo bench`; `cargo bench -- webhook` runs one of them.
 
 #[path = "hot/directory.rs"]
 mod directory;
+#[path = "hot/lanes.rs"]
+mod lanes;
+#[path = "hot/webhook.rs"]
+mod webhook;
 
-criterion::criterion_group!(hot, directory::bench);
-criterion::criterion_main!(hot);
+fn main() {
+    let mut criterion = criterion::Criterion::default().configure_from_args();
+    webhook::bench(&mut criterion);
+    directory::bench(&mut criterion);
+    lanes::bench(&mut criterion);
+    criterion.final_summary();
+}

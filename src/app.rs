@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::agent::{self, Agent};
 use crate::config::Config;
 use crate::directory::{self, Directory};
-use crate::dispatcher::run::Dispatcher;
+use crate::dispatcher::Dispatcher;
 use crate::event::{Item, Kind, Path};
 use crate::graph::{self, Graph};
 use crate::inbox::embedded::Embedded;
@@ -83,12 +83,9 @@ impl App {
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
         };
-        let dispatcher = Dispatcher::start(
-            Arc::clone(&inbox) as Arc<dyn Inbox>,
-            Arc::new(turns),
-            config.turn.max_turns,
-        )
-        .map_err(|e| fail(&e))?;
+        let dispatcher =
+            Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)
+                .map_err(|e| fail(&e))?;
         let lifecycle = Arc::new(Lifecycle::default());
         let lifted = Arc::downgrade(&dispatcher);
         let sized = Arc::downgrade(&dispatcher);
@@ -207,7 +204,7 @@ fn items(body: &[u8], items: &mut Vec<Item>) {
 }
 
 fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
-    unpack::key(body, kind, path).map(Into::into)
+    unpack::key(body, kind, path)
 }
 
 fn status(body: &[u8], path: Path) -> Option<StatusSaid> {

@@ -16,6 +16,7 @@ pub mod failure;
 pub mod graph;
 pub mod http;
 pub mod inbox;
+pub mod limits;
 pub mod net;
 pub mod ops;
 pub mod sandbox;

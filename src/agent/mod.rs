@@ -1,9 +1,22 @@
 //! Who answers: echo, OpenAI-compatible chat completions, or the operator's own bot over HTTP.
 
+mod call;
+mod echo;
+mod http;
+mod openai;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::config::{self, AgentKind};
 use crate::event::{Business, Customer, Message, Said};
 use crate::failure::Failure;
+use crate::limits;
+use crate::net::{self, client::Client};
+use crate::ops::metrics::{Family, Histogram, Metric};
 
 /// One question to the agent: all that arrived in one turn.
 #[derive(Debug)]
@@ -38,4 +51,58 @@ pub struct Answer {
 pub trait Agent: Send + Sync + 'static {
     /// The answer, or a failure: Retry (5xx, timeout, connection), Dead (4xx, an answer that can't be used).
     fn answer(&self, ask: &Ask<'_>) -> Result<Answer, Failure>;
+}
+
+/// Idle connections to the agent's server.
+const POOL: usize = 100;
+/// Connecting to it.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+static CALLS: Family<5> = Family::new(
+    "agent_calls_total",
+    "Calls to the agent's server by outcome.",
+    "outcome",
+    ["ok", "refused", "failed", "timeout", "unreached"],
+);
+static ANSWER_SECONDS: Histogram = Histogram::new("agent_seconds", "Time of a call to the agent's server.");
+
+/// All of the above.
+pub static METRICS: &[&dyn Metric] = &[&CALLS, &ANSWER_SECONDS];
+
+/// The agent that is configured.
+///
+/// # Errors
+/// The client can't be made: no roots to verify the agent's server with.
+pub fn build(config: &config::Agent) -> Result<Arc<dyn Agent>, String> {
+    let client = || Client::new(net::Options { pool_size: POOL, connect_timeout: CONNECT_MAX });
+    Ok(match config.kind {
+        AgentKind::Echo => Arc::new(echo::Echo),
+        AgentKind::OpenAi => Arc::new(openai::OpenAi::new(client(), config)),
+        AgentKind::Http => Arc::new(http::Http::new(client(), config)),
+    })
+}
+
+/// The fallback text as an answer; nothing is remembered.
+pub fn fallback(text: &str) -> Answer {
+    Answer { replies: texts(text), remember: Vec::new() }
+}
+
+#[derive(Serialize)]
+struct TextMessage<'a> {
+    r#type: &'static str,
+    text: TextBody<'a>,
+}
+
+#[derive(Serialize)]
+struct TextBody<'a> {
+    body: &'a str,
+}
+
+/// A text as message bodies, split to Meta's limit.
+fn texts(text: &str) -> Vec<Box<RawValue>> {
+    let body = |body: &String| TextMessage { r#type: "text", text: TextBody { body } };
+    limits::split_text(text)
+        .iter()
+        .filter_map(|piece| serde_json::value::to_raw_value(&body(piece)).ok())
+        .collect()
 }

@@ -74,7 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Dev => dev::run(),
         Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
         Command::Check => check::run(),
-        Command::Business(command) => business(&command),
+        Command::Business(command) => business(command),
         Command::Inbox(command) => inbox::run(&command),
     };
     match outcome {
@@ -92,12 +92,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn business(command: &business::Command) -> Result<(), Failed> {
+fn business(command: business::Command) -> Result<(), Failed> {
     log_to_stderr("warn");
     crate::ops::process::configure_coroutines(1);
     let directory = read::directory_only(Vars::from_process()).map_err(Failed::Config)?;
+    let mut input = business::input(&command);
     let mut out = std::io::stdout().lock();
-    let outcome = business::run(command, &directory, &mut out, &mut *business::input(command));
+    let outcome = business::run(command, &directory, &mut out, &mut *input);
     out.flush().map_err(|e| format!("standard output: {e}"))?;
     outcome.map_err(Failed::Other)
 }
@@ -105,6 +106,7 @@ fn business(command: &business::Command) -> Result<(), Failed> {
 /// env_logger with RUST_LOG, else `level`; the HTTP crate's own lines stay off unless asked for by name.
 fn log_to_stderr(level: &str) {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
+    let filter =
+        if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
     let _ = env_logger::Builder::new().parse_filters(&filter).format_timestamp_millis().try_init();
 }

@@ -84,13 +84,18 @@ fn listen_to_signals(app: &App) -> Result<(), Failed> {
             if signal == SIGHUP {
                 console.clear_cache();
             } else if stopping.swap(true, Ordering::Relaxed) {
-                eprintln!("whatsapp-webhook: stopped at once by a second signal; what is pending is in the inbox");
+                eprintln!(
+                    "whatsapp-webhook: stopped at once by a second signal; what is pending is in the inbox"
+                );
                 std::process::exit(1);
             } else {
                 let _ = stop.try_send(End::Stop);
             }
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(|e| format!("signals: {e}"))?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(listen)
+        .map_err(|e| format!("signals: {e}"))?;
     Ok(())
 }

@@ -170,7 +170,8 @@ mod tests {
     #[test]
     fn a_line_of_mongoexport_is_read() {
         let line = r#"{"_id":{"$oid":"65f000000000000000000001"},"name":"Café","subDomain":"cafe",
-            "wabaId":"1","whatsappPhoneNumberIds":["106",107],"whatsappAccessToken":"tok","whatsappRefreshToken":null,
+            "wabaId":"1",
+            "whatsappPhoneNumberIds":["106",107],"whatsappAccessToken":"tok","whatsappRefreshToken":null,
             "whatsappTokenExpiresAt":{"$date":"2027-01-01T00:00:00Z"},"whatsappEnabled":true,"isActive":true,
             "createdAt":{"$date":{"$numberLong":"1"}},"__v":0}"#;
         let record = from_line(line).expect("readable");

@@ -25,6 +25,10 @@ pub(super) static MEMO_EVICTED: Counter =
     Counter::new("directory_memo_evicted_total", "Decrypted tokens forgotten because there were too many.");
 pub(super) static TOKENS_INVALID: Counter =
     Counter::new("directory_token_invalid_total", "Lookups that ended at a token that can't be used.");
+pub(super) static TOLD_AGAIN: Counter = Counter::new(
+    "directory_told_cleared_total",
+    "Times that so many businesses were in trouble that the log starts to repeat them.",
+);
 
 /// What the one who asked tells those who joined.
 #[derive(Clone, Debug)]
@@ -103,7 +107,7 @@ impl Judge {
             },
             1 => self.open_record(records.remove(0)),
             _ => {
-                let who: Vec<&str> = records.iter().map(|record| record.sub_domain.as_str()).collect();
+                let who: Vec<String> = records.iter().map(named).collect();
                 let detail = format!("{shown} belongs to several live businesses: {}", who.join(", "));
                 self.tell(log::Level::Error, &[b"ambiguous", key.as_bytes()], &detail);
                 Answer::Refused(refused("business_ambiguous", detail))
@@ -128,7 +132,7 @@ impl Judge {
             Ok(token) => token,
             Err(why) => {
                 TOKENS_INVALID.inc();
-                let detail = format!("business {}: {why}", record.sub_domain);
+                let detail = format!("business {}: {why}", named(&record));
                 self.tell(log::Level::Error, parts, &detail);
                 let verdict = Verdict::Park { scope: Scope::Business, after: None };
                 return Answer::Refused(failure(verdict, "token_invalid", detail));
@@ -137,7 +141,7 @@ impl Judge {
         if token.form == Form::Plaintext {
             let detail = format!(
                 "business {}: its access token is stored in the clear; `business add` encrypts it",
-                record.sub_domain
+                named(&record)
             );
             self.tell(log::Level::Warn, parts, &detail);
         }
@@ -167,6 +171,7 @@ impl Judge {
     fn tell(&self, level: log::Level, parts: &[&[u8]], text: &str) {
         let mut told = self.told.lock();
         if told.len() >= TOLD_MAX {
+            TOLD_AGAIN.inc();
             told.clear();
         }
         if told.insert(hash64(parts)) {
@@ -174,6 +179,11 @@ impl Judge {
             log::log!(level, "{text}");
         }
     }
+}
+
+/// Others write to the store too: a line end of theirs would be a line of its own in the log.
+fn named(record: &Record) -> String {
+    record.sub_domain.escape_debug().to_string()
 }
 
 fn failure(verdict: Verdict, reason: &'static str, detail: String) -> Failure {
@@ -188,4 +198,49 @@ pub fn refused(reason: &'static str, detail: String) -> Failure {
 /// The store gave no answer: to be tried again.
 pub fn unavailable(detail: &str) -> Failure {
     failure(Verdict::Retry { after: None }, "directory_unavailable", detail.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn judge() -> Judge {
+        Judge::new(&config::Directory {
+            data_dir: PathBuf::new(),
+            encryption_secret: Some(Secret::new("s")),
+            encryption_secret_old: None,
+            cache_ttl: Duration::ZERO,
+            cache_size: 0,
+            warmup: false,
+            fallback: None,
+            pool: (0, 0),
+        })
+    }
+
+    #[test]
+    fn an_encrypted_token_is_remembered_and_a_plaintext_one_or_a_failure_is_not() {
+        let judge = judge();
+        let stored = judge.keys.encrypt(&Secret::new("EAAG")).expect("key");
+        for _ in 0..2 {
+            assert_eq!(judge.read_token(stored.reveal()).map(|t| t.secret), Ok(Secret::new("EAAG")));
+        }
+        assert_eq!(judge.memo.lock().len(), 1);
+        assert!(judge.read_token("EAAG-plain").is_ok());
+        assert!(judge.read_token(&"ab".repeat(40)).is_err());
+        assert_eq!(judge.memo.lock().len(), 1);
+        judge.clear();
+        assert!(judge.memo.lock().is_empty());
+    }
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        let judge = judge();
+        for n in 0..3 * TOLD_MAX {
+            judge.tell(log::Level::Trace, &[&n.to_le_bytes()], "trouble");
+        }
+        assert!(judge.told.lock().len() <= TOLD_MAX);
+    }
 }

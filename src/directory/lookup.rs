@@ -54,6 +54,8 @@ pub(super) static ABSENT_EVICTED: Counter = Counter::new(
     "directory_refusals_evicted_total",
     "Remembered refusals evicted because there were too many.",
 );
+pub(super) static IDS_REFUSED: Counter =
+    Counter::new("directory_ids_refused_total", "Lookups of an id that is empty or too long to be one.");
 pub(super) static CONNECTED: Gauge =
     Gauge::new("directory_connected", "1 if the business store answered last time.");
 
@@ -172,10 +174,11 @@ impl Lookup {
         self.misses.fetch_add(1, Relaxed);
         MISSES.inc();
         if key.is_empty() || key.len() > ID_MAX {
+            IDS_REFUSED.inc();
             return Err(refused("no_business", "no business has such an id".to_owned()));
         }
         match stale {
-            Some(business) => Ok(self.find_with_stale(index, key, now, business)?),
+            Some(business) => self.find_with_stale(index, key, now, business),
             None => self.find_missing(index, key, now),
         }
     }

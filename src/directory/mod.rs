@@ -35,9 +35,11 @@ pub static METRICS: &[&dyn Metric] = &[
     &lookup::STALE_SERVED,
     &lookup::STORE_FAILED,
     &lookup::ABSENT_EVICTED,
+    &lookup::IDS_REFUSED,
     &lookup::CONNECTED,
     &judge::MEMO_EVICTED,
     &judge::TOKENS_INVALID,
+    &judge::TOLD_AGAIN,
 ];
 
 /// Opens the store that is configured, and the directory over it.

@@ -61,7 +61,8 @@ impl std::fmt::Display for Claim {
 pub enum StoreError {
     /// It can't be reached, failed, or took too long: the same question may be answered later.
     Unavailable(String),
-    /// A write was not confirmed in time: it may have been done, or may still be. Doing it again does no harm.
+    /// A write was not confirmed in time: it may have been done, or may still be. Doing it again does no
+    /// harm.
     Unknown(String),
     /// Nothing was written: these numbers would be ambiguous.
     Claimed(Vec<Claim>),

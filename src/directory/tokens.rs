@@ -263,6 +263,16 @@ mod tests {
     }
 
     #[test]
+    fn the_timestamp_of_a_stored_token_decides_nothing() {
+        let keys = keys("s");
+        for written_at in [0, 1_700_000_000, 32_503_680_000, u64::MAX] {
+            let text = keys.current.as_ref().expect("key").encrypt_at_time(b"EAAG", written_at);
+            let token = keys.read(&hex::encode(text)).expect("readable");
+            assert_eq!(token.secret.reveal(), "EAAG", "written at {written_at}");
+        }
+    }
+
+    #[test]
     fn a_wrong_secret_is_an_error_and_the_old_secret_is_tried() {
         assert_eq!(keys("other").read(STORED), Err(Unreadable::WrongSecret));
         let rotated =

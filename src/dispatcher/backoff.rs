@@ -1,8 +1,9 @@
-//! PURE: how long to wait before the next try. Exponential, capped, with jitter from a seed that is an argument.
+//! PURE: how long to wait before the next try. Exponential, capped, with jitter from a seed that is an
+//! argument.
 //!
-//! Promises: a wait is never zero, never above its cap, and never shrinks by more than its jitter as tries go on.
-//! Equal jitter (half fixed, half random) where a quick second try would only hit the same limit; full jitter would
-//! let some tries go at once.
+//! Promises: a wait is never zero, never above its cap, and never shrinks by more than its jitter as tries go
+//! on. Equal jitter (half fixed, half random) where a quick second try would only hit the same limit; full
+//! jitter would let some tries go at once.
 
 use std::time::Duration;
 
@@ -124,7 +125,7 @@ mod tests {
         }
 
         #[test]
-        fn a_later_try_waits_at_least_half_as_long(attempt in 1_u32..40, a in any::<u64>(), b in any::<u64>()) {
+        fn a_later_try_waits_at_least_half_as_long(attempt in 1_u32..40, (a, b) in any::<(u64, u64)>()) {
             prop_assert!(retry(attempt + 1, a) >= retry(attempt, b) / 2);
         }
     }

@@ -1,7 +1,9 @@
-//! PURE: one thing that stands still (a number, a business as seen from it, an app) until a probe gets through.
+//! PURE: one thing that stands still (a number, a business as seen from it, an app) until a probe gets
+//! through.
 //!
-//! While a hold lasts nothing of its scope starts. Once its time is over exactly one job goes first, the probe. If that
-//! is held again the wait grows; if it is done the hold is lifted and the next one starts small again.
+//! While a hold lasts nothing of its scope starts. Once its time is over exactly one job goes first, the
+//! probe. If that is held again the wait grows; if it is done the hold is lifted and the next one starts
+//! small again.
 
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
-//! PURE: who runs next. One lane a conversation, fair between numbers, bounded; no clock (time is an argument since
-//! any fixed start), no coroutine, no socket.
+//! PURE: who runs next. One lane a conversation, fair between numbers, bounded; no clock (time is an argument
+//! since any fixed start), no coroutine, no socket.
 //!
-//! - Of a lane at most one job runs. What arrives meanwhile is one turn together, at most [`TURN_ITEMS_MAX`] works.
-//!   A retry keeps its works; what arrived later waits behind it. Idle lanes are dropped.
-//! - Numbers take turns: each starts at most [`QUANTUM`] turns before the next number is looked at. Of `max_turns` a
-//!   part is kept free for numbers that run less than their share (see [`Lanes::start`]).
-//! - What doesn't fit in memory stays on disk and is read in pages; `behind.rs` has the protocol, `paging.rs` its use.
+//! - Of a lane at most one job runs. What arrives meanwhile is one turn together, at most [`TURN_ITEMS_MAX`]
+//!   works. A retry keeps its works; what arrived later waits behind it. Idle lanes are dropped.
+//! - Numbers take turns: each starts at most [`QUANTUM`] turns before the next number is looked at. Of
+//!   `max_turns` a part is kept free for numbers that run less than their share (see [`Lanes::start`]).
+//! - What doesn't fit in memory stays on disk and is read in pages; `behind.rs` has the protocol, `paging.rs`
+//!   its use.
 //! - What is held stands still until a probe gets through: `holding.rs`.
 
 mod holding;
@@ -13,6 +14,8 @@ mod lane;
 #[cfg(test)]
 mod model;
 mod paging;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 use std::cmp::Reverse;
@@ -37,10 +40,12 @@ pub const QUANTUM: u32 = 8;
 pub const NUMBER_ITEMS_MAX: usize = 2_000;
 /// What any number may keep waiting in memory, however full it is with the works of others.
 pub const NUMBER_ITEMS_MIN: usize = 64;
-/// Works that wait in memory, over all numbers. Near it the share of a number shrinks to [`NUMBER_ITEMS_MIN`]; at twice
-/// this value (possible only with more than 700 numbers behind at once) nothing more is taken.
+/// Works that wait in memory, over all numbers. Near it the share of a number shrinks to
+/// [`NUMBER_ITEMS_MIN`]; at twice this value (possible only with more than 700 numbers behind at once)
+/// nothing more is taken.
 pub const ITEMS_MAX: usize = 50_000;
-/// Bytes of bodies in memory, waiting or running, over all numbers; above it a number keeps one work at a time.
+/// Bytes of bodies in memory, waiting or running, over all numbers; above it a number keeps one work at a
+/// time.
 pub const BYTES_MAX: u64 = 256 << 20;
 /// Bytes of bodies of one number in memory, above which it is read from disk.
 pub const NUMBER_BYTES_MAX: u64 = BYTES_MAX / 4;
@@ -52,6 +57,11 @@ pub const READS_MAX: usize = 4;
 pub const OPENS_MAX: usize = 5_000;
 /// Turns kept free for numbers below their share, at most (an eighth of MAX_TURNS if that is less).
 pub const RESERVE_MAX: usize = 256;
+
+/// After so many panics in a row the works of a turn are run one by one.
+pub const PANICS_ALONE: u32 = 4;
+/// How often numbers behind are looked at for room that others made.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A lane: one conversation of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,7 +142,6 @@ pub struct Gauges {
 }
 
 /// All lanes.
-#[derive(Debug)]
 pub struct Lanes {
     limits: Limits,
     seed: u64,
@@ -162,6 +171,7 @@ pub struct Lanes {
     /// Numbers with a running turn or a ready lane.
     active: usize,
     behind: usize,
+    is_looking: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +219,7 @@ enum Timer {
     Number(u64),
     App(u64),
     Page(u64),
+    Look,
 }
 
 impl Lanes {
@@ -236,6 +247,7 @@ impl Lanes {
             bytes: 0,
             active: 0,
             behind: 0,
+            is_looking: false,
         }
     }
 
@@ -322,7 +334,8 @@ impl Lanes {
         lane.push(work, bytes);
     }
 
-    /// After anything that concerns the number: its place in the ring, its wish for a page, its right to exist.
+    /// After anything that concerns the number: its place in the ring, its wish for a page, its right to
+    /// exist.
     fn refresh(&mut self, id: u64) {
         let Some(number) = self.numbers.get_mut(&id) else { return };
         let is_active = number.running > 0 || !number.ready.is_empty();
@@ -346,6 +359,13 @@ impl Lanes {
         if self.numbers.get(&id).is_some_and(|n| n.is_idle() && n.cursor.is_forgettable(offered)) {
             self.numbers.remove(&id);
         }
+    }
+}
+
+/// Sizes only: the works hold what customers wrote.
+impl std::fmt::Debug for Lanes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lanes").field("gauges", &self.gauges()).finish_non_exhaustive()
     }
 }
 

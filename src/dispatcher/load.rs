@@ -1,4 +1,5 @@
-//! Reads that the lanes ask for: the start, pages of numbers that fell behind, replays, open turns of an earlier run.
+//! Reads that the lanes ask for: the start, pages of numbers that fell behind, replays, open turns of an
+//! earlier run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -6,10 +7,11 @@ use std::time::Duration;
 
 use super::lanes::Read;
 use super::run::Dispatcher;
+use super::workers::spawn;
 use super::{PAGES, READ_FAILURES, backoff};
 use crate::clock;
 use crate::failure::Failure;
-use crate::inbox::TurnId;
+use crate::inbox::{Feed, TurnId};
 
 /// Open turns read in one page.
 const TURNS_PAGE: usize = 500;
@@ -24,8 +26,8 @@ pub(super) struct Loaded {
 }
 
 impl Dispatcher {
-    /// The start. Every open turn is looked at once, so that fresh work of any other conversation can go at once; what
-    /// doesn't fit in memory is only noted.
+    /// The start. Every open turn is looked at once, so that fresh work of any other conversation can go at
+    /// once; what doesn't fit in memory is only noted.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         let mut loaded = Loaded { after: 0, last: 0 };
         loop {
@@ -49,11 +51,12 @@ impl Dispatcher {
         Ok(loaded)
     }
 
-    /// Reads the noted turns on a coroutine of its own, as there is room for them. Only the first call does something.
+    /// Reads the noted turns on a coroutine of its own, as there is room for them. Once: `loaded` is empty
+    /// then.
     pub(super) fn begin_loading(self: &Arc<Self>, loaded: &mut Option<Loaded>) {
-        let Some(Loaded { mut after, last }) = loaded.take() else { return };
+        let Some(Loaded { mut after, last }) = *loaded else { return };
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let mut tries = 0;
             while !this.is_draining.load(SeqCst) {
                 if !this.state.lock().wants_turns() {
@@ -85,12 +88,15 @@ impl Dispatcher {
                 }
             }
         });
+        if is_spawned {
+            *loaded = None;
+        }
     }
 
     /// Reads a page on a coroutine of its own.
     pub(super) fn begin_read(self: &Arc<Self>, read: Read) {
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let result = this.inbox.pending(read.number, read.after, read.limit);
             let now = clock::monotonic();
             match result {
@@ -106,18 +112,24 @@ impl Dispatcher {
             }
             this.wake();
         });
+        if !is_spawned {
+            self.state.lock().page_failed(read.number, clock::monotonic());
+        }
     }
 
     /// Finds out which numbers are to be read again, on a coroutine of its own; one at a time.
     pub(super) fn begin_rewind(self: &Arc<Self>) {
         self.is_rewinding.store(true, SeqCst);
         let this = self.clone();
-        may::go!(move || {
+        let is_spawned = spawn(move || {
             let mut tries = 0;
             while !this.is_draining.load(SeqCst) {
                 match this.inbox.open_numbers() {
                     Ok((numbers, head)) => {
-                        this.state.lock().rewind(&numbers, head);
+                        let mut state = this.state.lock();
+                        state.rewind(&numbers, head);
+                        // who puts items back has mended what held them
+                        state.lift();
                         break;
                     }
                     Err(failure) => this.wait_after(&failure, &mut tries),
@@ -126,6 +138,10 @@ impl Dispatcher {
             this.is_rewinding.store(false, SeqCst);
             this.wake();
         });
+        if !is_spawned {
+            self.is_rewinding.store(false, SeqCst);
+            self.rewind();
+        }
     }
 
     fn wait_after(&self, failure: &Failure, tries: &mut u32) {

@@ -1,4 +1,10 @@
-//! One lane per conversation, fair between businesses, bounded. `lanes` and `backoff` are PURE; `run` drives them.
+//! One lane per conversation, fair between businesses, bounded.
+//!
+//! PURE: `lanes` (who runs next), `behind` (what is in memory and what is left on disk: every item exactly
+//! once), `holds` and `backoff`. On coroutines: `run` (the scheduler), `workers` (the turns), `load` (reads
+//! of the store). Promises: at most one turn of a conversation at a time, in order of arrival, what arrives
+//! meanwhile together; a flood of one number does not delay another; memory has a bound, however long the
+//! backlog is.
 
 pub mod backoff;
 mod behind;
@@ -80,6 +86,10 @@ static LEFT: Counter =
     Counter::new("works_left_on_disk_total", "Fresh works not taken into memory, read later");
 static PAGES: Counter = Counter::new("work_pages_total", "Pages of open work read from the store");
 static READ_FAILURES: Counter = Counter::new("work_page_failures_total", "Reads of open work that failed");
+static SCHEDULER_PANICS: Counter =
+    Counter::new("dispatcher_panics_total", "Panics of the scheduler itself: a bug");
+static SPAWN_FAILURES: Counter =
+    Counter::new("turn_spawn_failures_total", "No memory for a coroutine's stack; tried again");
 static HOLDS: Counter = Counter::new("holds_total", "Turns that came back held");
 static RUNNING: Gauge = Gauge::new("turns_running", "Turns under way");
 static WAITING: Gauge = Gauge::new("works_waiting", "Works that wait in memory");
@@ -97,6 +107,8 @@ pub static METRICS: &[&dyn Metric] = &[
     &LEFT,
     &PAGES,
     &READ_FAILURES,
+    &SPAWN_FAILURES,
+    &SCHEDULER_PANICS,
     &HOLDS,
     &RUNNING,
     &WAITING,

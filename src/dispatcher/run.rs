@@ -1,13 +1,14 @@
 //! Drives the lanes: offers in, turns out, timers, pages, drain.
 //!
-//! One mutex around the pure state, held for a decision and never across a yield. One coroutine, the scheduler, starts
-//! what offers, timers and pages made possible, in batches; a turn that ends starts what that made possible itself, on
-//! its own coroutine first. So an offer costs the committer a lock and at most one wake-up, and under load there is
-//! neither a spawn nor a hop in a turn.
+//! One mutex around the pure state, held for a decision and never across a yield. One coroutine, the
+//! scheduler, starts what offers, timers and pages made possible, in batches; a turn that ends starts what
+//! that made possible itself, on its own coroutine first. So an offer costs the committer a lock and at most
+//! one wake-up, and under load there is neither a spawn nor a hop in a turn.
 //!
-//! A wake-up can't be lost: the flag is set before the scheduler is unparked and cleared before it looks, and an
-//! unpark before the park makes the park return at once.
+//! A wake-up can't be lost: the flag is set before the scheduler is unparked and cleared before it looks, and
+//! an unpark before the park makes the park return at once.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,8 +17,9 @@ use may::sync::Blocker;
 use parking_lot::Mutex;
 
 use super::lanes::{Gauges, Lanes, Limits, Start};
+use super::load::Loaded;
 use super::workers::Idle;
-use super::{BEHIND, BYTES, HELD, LANES, LEFT, OPENS, RUNNING, Runner, WAITING};
+use super::{BEHIND, BYTES, HELD, LANES, LEFT, OPENS, RUNNING, Runner, SCHEDULER_PANICS, WAITING};
 use crate::clock;
 use crate::failure::Failure;
 use crate::inbox::{Feed, Inbox, Work};
@@ -42,8 +44,9 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Takes over the inbox's open work: first the turns whose replies are not all sent, then what has no answer yet,
-    /// then what comes. At most `max_turns` turns run at once (at least 1). Reads the store; blocks the caller.
+    /// Takes over the inbox's open work: first the turns whose replies are not all sent, then what has no
+    /// answer yet, then what comes. At most `max_turns` turns run at once (at least 1). Reads the store;
+    /// blocks the caller.
     ///
     /// # Errors
     /// What the inbox said to a read; nothing was started then.
@@ -80,12 +83,12 @@ impl Dispatcher {
         this.inbox.feed(this.clone());
         let loaded = this.load()?;
         let scheduler = this.clone();
-        may::go!(move || scheduler.schedule(loaded));
+        may::go!(move || scheduler.live(loaded));
         Ok(this)
     }
 
-    /// Starts no more jobs, waits for those that run, at most `within`, and returns how many still do. What was not run
-    /// is on disk. Blocks the caller (a coroutine or a thread).
+    /// Starts no more jobs, waits for those that run, at most `within`, and returns how many still do. What
+    /// was not run is on disk. Blocks the caller (a coroutine or a thread).
     pub fn drain(&self, within: Duration) -> usize {
         self.state.lock().drain();
         self.is_draining.store(true, SeqCst);
@@ -137,11 +140,20 @@ impl Dispatcher {
         timer.is_some_and(|at| nanos(at) < self.armed.load(SeqCst))
     }
 
-    /// The scheduler's life. `loaded`: where the open turns in memory end.
-    fn schedule(self: Arc<Self>, loaded: super::load::Loaded) {
+    /// The scheduler's life. `loaded`: where the open turns in memory end. A panic in it is a bug, and must
+    /// not be the end of all turns: `may` would swallow it and nothing would start any more.
+    fn live(self: Arc<Self>, loaded: Loaded) {
         self.wake.arm();
-        let mut batch: Vec<Start> = Vec::with_capacity(BATCH);
         let mut loaded = Some(loaded);
+        while catch_unwind(AssertUnwindSafe(|| self.schedule(&mut loaded))).is_err() {
+            SCHEDULER_PANICS.inc();
+            log::error!("the dispatcher's scheduler panicked and goes on");
+            clock::sleep(DRAIN_LOOK);
+        }
+    }
+
+    fn schedule(self: &Arc<Self>, loaded: &mut Option<Loaded>) {
+        let mut batch: Vec<Start> = Vec::with_capacity(BATCH);
         while !self.is_draining.load(SeqCst) {
             self.wake.clear();
             if !self.is_rewinding.load(SeqCst) && self.is_rewind_wanted.swap(false, SeqCst) {
@@ -166,7 +178,7 @@ impl Dispatcher {
                 self.begin_read(read);
             }
             if wants_turns {
-                self.begin_loading(&mut loaded);
+                self.begin_loading(loaded);
             }
             if is_full {
                 may::coroutine::yield_now();

@@ -1,5 +1,5 @@
-//! The coroutines on which turns run. One that has nothing more to do waits for the next turn instead of ending:
-//! waking it is a push to a local queue, where a spawn is a system call and six allocations.
+//! The coroutines on which turns run. One that has nothing more to do waits for the next turn instead of
+//! ending: waking it is a push to a local queue, where a spawn is a system call and six allocations.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::lanes::{Key, Lost, Start, Task};
 use super::run::Dispatcher;
-use super::{HOLDS, Job, LOST, Outcome, PANICS, TURNS};
+use super::{HOLDS, Job, LOST, Outcome, PANICS, SPAWN_FAILURES, TURNS};
 use crate::clock;
 use crate::failure::{Failure, Reason};
 use crate::inbox::{OpenTurn, Page, State, Work};
@@ -20,7 +20,8 @@ use crate::inbox::{OpenTurn, Page, State, Work};
 const IDLE_MAX: usize = 256;
 /// Turns that one end may start: the first on the same coroutine. If there are more the scheduler goes on.
 const HAND_ON: usize = 4;
-/// A turn without an answer that panicked so often in a row is given up: its items end dead, `inbox replay` tries again.
+/// A turn without an answer that panicked so often in a row is given up: its items end dead, `inbox replay`
+/// tries again.
 const PANICS_MAX: u32 = 8;
 /// Rows a page while looking for what a panic lost.
 const SEARCH_PAGE: usize = 500;
@@ -54,7 +55,10 @@ impl Dispatcher {
             return slot.blocker.unpark();
         }
         let this = self.clone();
-        may::go!(move || this.work(start));
+        let key = start.key;
+        if !spawn(move || this.work(start)) {
+            self.state.lock().unrecovered(key, clock::monotonic());
+        }
     }
 
     /// A coroutine's life: turn after turn.
@@ -101,7 +105,7 @@ impl Dispatcher {
                     }
                     state.done(key, outcome, now);
                 }
-                Ok(Err(Unread)) => state.panicked(key, now),
+                Ok(Err(Unread)) => state.unrecovered(key, now),
                 Err(panic) => {
                     PANICS.inc();
                     state.panicked(key, now);
@@ -124,8 +128,8 @@ impl Dispatcher {
         own
     }
 
-    /// Looks up what of a panicked job is still open: it may have stored its answer before the panic, and then must not
-    /// ask for another.
+    /// Looks up what of a panicked job is still open: it may have stored its answer before the panic, and
+    /// then must not ask for another.
     fn recover(&self, key: Key, lost: &Lost) -> Result<Option<Job>, Unread> {
         let opens = self.open_turns_of(key).map_err(unread)?;
         let mut works = Vec::new();
@@ -171,6 +175,15 @@ impl Dispatcher {
             }
         }
     }
+}
+
+/// Runs `f` on a new coroutine. False: there is no memory for its stack (`may` panics then), and `f` is gone.
+pub(super) fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
+    let is_spawned = catch_unwind(AssertUnwindSafe(|| drop(may::go!(f)))).is_ok();
+    if !is_spawned {
+        SPAWN_FAILURES.inc();
+    }
+    is_spawned
 }
 
 fn is_of(work: &Work, lost: &Lost, key: Key) -> bool {

@@ -170,25 +170,24 @@ impl Committer {
             Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let mut items = Vec::new();
         let parts: Vec<_> = tables::bounds_from(&bounds)
             .map(|(start, length, app)| {
                 let bytes = blob.get(start..start + length).unwrap_or_default();
-                let first = items.len();
+                let mut items = Vec::new();
                 (self.parser.items)(bytes, &mut items);
-                (bytes, app, first..items.len())
+                (bytes, app, items)
             })
             .collect();
         let bodies: Vec<Body<'_>> = parts
-            .into_iter()
+            .iter()
             .enumerate()
-            .map(|(n, (bytes, app, range))| Body {
+            .map(|(n, (bytes, app, items))| Body {
                 commit,
                 nth: n as u32,
-                app,
+                app: *app,
                 received_ms: at as u64,
                 bytes,
-                items: &items[range],
+                items,
             })
             .collect();
         self.derive(&bodies, &mut Vec::new())

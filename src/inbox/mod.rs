@@ -314,10 +314,32 @@ pub trait Inbox: Send + Sync + 'static {
     fn close(&self) -> Result<(), Failure>;
 }
 
+/// One body of a group commit, for the `inbox` commands; `None` if retention removed it.
+///
+/// # Errors
+/// SQLite's.
+pub fn stored_body(
+    connection: &rusqlite::Connection,
+    commit: u64,
+    nth: u32,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    Ok(tables::body(connection, commit, nth)?.map(|(bytes, _, _)| bytes))
+}
+
+/// Where each body of a group commit is in its blob, from the `bounds` column.
+pub fn stored_bounds(bounds: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    tables::bounds_from(bounds).map(|(start, length, _)| start..start + length)
+}
+
+/// The items of a turn, from the `items` column.
+pub fn stored_items(blob: &[u8]) -> Vec<ItemId> {
+    tables::items_from(blob)
+}
+
 /// How the inbox reads a body: given by the composition root, so that this module knows no format.
 #[derive(Clone, Copy)]
 pub struct Parser {
-    /// Fills the list with the items of a body; never fails (a body that is not understood is one item).
+    /// Fills the list, cleared first, with the items of a body; never fails (a body that is not understood is one item).
     pub items: fn(&[u8], &mut Vec<Item>),
     /// The dedupe key of an item as text, unambiguous; `None` if the body can't be read.
     pub key: fn(&[u8], Kind, Path) -> Option<Vec<u8>>,

@@ -418,7 +418,7 @@ fn items_blob(items: &[ItemId]) -> Vec<u8> {
     items.iter().flat_map(|i| [i.timestamp.to_le_bytes(), i.key.to_le_bytes()]).flatten().collect()
 }
 
-fn items_from(blob: &[u8]) -> Vec<ItemId> {
+pub fn items_from(blob: &[u8]) -> Vec<ItemId> {
     let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
     blob.chunks_exact(16).map(|c| ItemId { timestamp: number(&c[..8]), key: number(&c[8..]) }).collect()
 }

@@ -1,4 +1,5 @@
-//! The `business` commands end to end, over the embedded store, and what the directory makes of what they wrote.
+//! The `business` commands end to end, over the embedded store, and what the directory makes of what they
+//! wrote.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,6 +35,33 @@ fn token(config: &config::Directory, number: &str) -> Result<String, String> {
     let directory = directory::open(config).map_err(|e| e.to_string())?;
     let business = directory.by_number(number).map_err(|e| e.to_string())?;
     Ok(business.token.reveal().to_owned())
+}
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[test]
+fn the_documented_options_are_understood_and_a_token_is_not_one_of_them() {
+    use clap::Parser;
+    let parse = |line: &str| Cli::try_parse_from(std::iter::once("business").chain(line.split(' ')));
+    let add = "add --name N --subdomain s --phone-number-id 1 --phone-number-id 2,3 --waba-id 4 --app a";
+    match parse(add).map(|cli| cli.command) {
+        Ok(Command::Add(add)) => {
+            assert_eq!(add.phone_number_ids, ["1", "2", "3"]);
+            assert_eq!((&*add.subdomain, add.app.as_deref()), ("s", Some("a")));
+        }
+        other => panic!("{:?}", other.err()),
+    }
+    for line in ["list", "show s", "remove s", "import", "export", "add --subdomain s --disable --keep-token"]
+    {
+        assert!(parse(line).is_ok(), "{line}");
+    }
+    for line in ["add --subdomain s --token EAAG", "add --subdomain s --enable --disable", "show", "add"] {
+        assert!(parse(line).is_err(), "{line}");
+    }
 }
 
 #[test]
@@ -96,9 +124,12 @@ fn a_number_of_another_live_business_is_refused_with_its_subdomain() {
     run(&config, Command::Add(add("cafe", "106")), "EAAG-one").expect("added");
     let error = run(&config, Command::Add(add("bar", "106")), "EAAG-two").expect_err("taken");
     assert!(error.contains("106") && error.contains("\"cafe\""), "{error}");
+    run(&config, Command::Add(Add { disable: true, ..add("bar", "106") }), "EAAG")
+        .expect("not live, no claim");
     let off = Add { disable: true, keep_token: true, subdomain: "cafe".to_owned(), ..Add::default() };
     run(&config, Command::Add(off), "").expect("disabled");
-    run(&config, Command::Add(add("bar", "106")), "EAAG-two").expect("free now");
+    let on = Add { enable: true, ..add("bar", "106") };
+    run(&config, Command::Add(on), "EAAG-two").expect("free now");
     assert_eq!(token(&config, "106"), Ok("EAAG-two".to_owned()));
     let on = Add { enable: true, keep_token: true, subdomain: "cafe".to_owned(), ..Add::default() };
     assert!(run(&config, Command::Add(on), "").expect_err("taken").contains("\"bar\""));

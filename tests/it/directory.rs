@@ -327,6 +327,26 @@ fn two_live_businesses_with_one_number_are_both_refused() {
 }
 
 #[test]
+fn a_warm_up_takes_back_a_refusal() {
+    let (fake, lookup) = with(vec![], |config| config.cache_ttl = Duration::from_millis(1));
+    assert_eq!(reason(lookup.by_number("106")), "no_business");
+    fake.records.lock().push(record("cafe", &["106"]));
+    assert_eq!(lookup.warm_up(), Ok(1));
+    clock::sleep(Duration::from_millis(5));
+    assert!(lookup.by_number("106").is_ok(), "expired, so asked for, not refused from memory");
+}
+
+#[test]
+fn a_subdomain_is_found_if_it_is_active_even_if_its_numbers_are_off() {
+    let (mut off, mut gone) = (record("off", &["106"]), record("gone", &["107"]));
+    (off.enabled, gone.active) = (false, false);
+    let (_, lookup) = over(vec![off, gone]);
+    assert!(lookup.by_subdomain_at("off", at(1)).is_ok());
+    assert_eq!(reason(lookup.by_number_at("106", at(1))), "business_disabled");
+    assert_eq!(reason(lookup.by_subdomain_at("gone", at(1))), "business_disabled");
+}
+
+#[test]
 fn fallback_credentials_are_used_only_where_the_directory_has_none() {
     let fallback = |number: &str| {
         let number = number.to_owned();

@@ -136,7 +136,8 @@ fn what_was_accepted_is_in_the_file() {
     let (inbox, received) = open(folder.path());
     put(&inbox, "m anna a1 100\nm bert b1 101");
     let connection = store::open_read_only(folder.path()).expect("opens");
-    let bodies: Vec<u8> = connection.query_row("SELECT bodies FROM commits", [], |r| r.get(0)).expect("a commit");
+    let bodies: Vec<u8> =
+        connection.query_row("SELECT bodies FROM commits", [], |r| r.get(0)).expect("a commit");
     assert_eq!(bodies, b"m anna a1 100\nm bert b1 101");
     assert_eq!(text(&next(&received)), "m anna a1 100");
     assert_eq!(text(&next(&received)), "m bert b1 101");
@@ -186,7 +187,8 @@ fn many_who_wait_share_few_commits() {
     ids.dedup();
     assert_eq!(ids.len(), 200);
     let connection = store::open_read_only(folder.path()).expect("opens");
-    let commits: i64 = connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted");
+    let commits: i64 =
+        connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted");
     assert!(commits < 100, "{commits} commits for 200 bodies");
 }
 

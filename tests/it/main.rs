@@ -1,6 +1,14 @@
 //! All tests that need more than one module or the real binary, in one test binary.
 
 mod business;
+mod corpus;
 mod directory;
 mod dispatcher;
+mod guard;
 mod inbox;
+
+/// Sets the size of coroutine stacks, before the first coroutine of this process.
+fn coroutines() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| whatsapp_webhook::ops::process::configure_coroutines(2));
+}

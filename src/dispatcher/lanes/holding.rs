@@ -10,7 +10,8 @@ use crate::dispatcher::holds::Hold;
 use crate::failure::Scope;
 
 impl Lanes {
-    /// What was mended for the businesses (new credentials): their holds end at once. Limits of numbers and apps stay.
+    /// What was mended for the businesses (new credentials): their holds end at once. Limits of numbers and
+    /// apps stay.
     pub fn lift(&mut self) {
         let held = |hold: &Option<Hold>| hold.as_ref().is_some_and(|hold| hold.scope() == Scope::Business);
         let ids: Vec<u64> = self.numbers.iter().filter(|(_, n)| held(&n.hold)).map(|(id, _)| *id).collect();
@@ -65,7 +66,6 @@ impl Lanes {
                     none => *none = Some(Hold::new(scope, after, now, seed)),
                 }
                 let until = number.hold.as_ref().map_or(now, Hold::until);
-                number.is_shut = false;
                 self.timers.push(Reverse((until, Timer::Number(key.number))));
             }
         }

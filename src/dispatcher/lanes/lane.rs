@@ -27,7 +27,6 @@ pub(super) enum Stand {
     Blocked,
 }
 
-#[derive(Debug)]
 pub(super) struct Lane {
     pub(super) stand: Stand,
     /// First of all: what a panic lost.
@@ -69,6 +68,15 @@ impl Lane {
         }
         let at = self.waiting.partition_point(|before| before.position < work.position);
         self.waiting.insert(at, work);
+    }
+
+    /// Works of the job that shall wait instead; they are older than those that wait.
+    pub(super) fn push_back(&mut self, works: Vec<Work>) {
+        let each = self.job_bytes / (works.len() as u64 + 1);
+        for work in works {
+            self.job_bytes -= each;
+            self.push(work, each);
+        }
     }
 
     /// Works that wait here, tried before or not.

@@ -1,4 +1,5 @@
-//! What comes from disk: the start, pages of numbers that fell behind, a replay, open turns of an earlier run.
+//! What comes from disk: the start, pages of numbers that fell behind, a replay, open turns of an earlier
+//! run.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -34,8 +35,8 @@ impl Lanes {
         }
     }
 
-    /// Open items may stand before the cursors: `numbers` have open items, the store reaches to `head`. They are read
-    /// again from the start, but for the works that are in memory now.
+    /// Open items may stand before the cursors: `numbers` have open items, the store reaches to `head`. They
+    /// are read again from the start, but for the works that are in memory now.
     pub fn rewind(&mut self, numbers: &[u64], head: Position) {
         let mut seen: HashMap<u64, Vec<Position>, super::Mixed> =
             numbers.iter().map(|number| (*number, Vec::new())).collect();
@@ -127,8 +128,8 @@ impl Lanes {
         self.refresh(id);
     }
 
-    /// Before the start: an open turn. Returns false if memory is full: it and those after it were only noted and are
-    /// to be given to [`Lanes::load_turn`] later.
+    /// Before the start: an open turn. Returns false if memory is full: it and those after it were only noted
+    /// and are to be given to [`Lanes::load_turn`] later.
     pub fn note_turn(&mut self, turn: OpenTurn) -> bool {
         let key = Key { number: turn.number, conversation: turn.conversation };
         let is_full = self.opens >= self.limits.opens_max || !self.unloaded.is_empty();
@@ -180,8 +181,7 @@ impl Lanes {
         }
     }
 
-    /// Works that the number may take into memory now. A number that has none may always take some, unless memory is
-    /// beyond twice its bound; so a number that can't read has something that will end, and then asks again.
+    /// Works that the number may take into memory now.
     pub(super) fn room(&self, id: u64) -> usize {
         let limits = &self.limits;
         let (waiting, bytes) = self.numbers.get(&id).map_or((0, 0), |n| (n.waiting, n.bytes));
@@ -189,22 +189,36 @@ impl Lanes {
             return 0;
         }
         let used = self.waiting + self.reserved;
-        let share = limits.items_max.saturating_sub(used) / 8;
-        let own = share.clamp(limits.number_items_min, limits.number_items_max).saturating_sub(waiting);
-        own.min((limits.items_max * 2).saturating_sub(used))
+        self.share().saturating_sub(waiting).min((limits.items_max * 2).saturating_sub(used))
     }
 
-    /// Lists the number for a page if it is behind and there is room for a good part of one.
+    /// Works that any one number may keep waiting now: the less is free, the fewer.
+    fn share(&self) -> usize {
+        let limits = &self.limits;
+        let free = limits.items_max.saturating_sub(self.waiting + self.reserved);
+        (free / 8).clamp(limits.number_items_min, limits.number_items_max)
+    }
+
+    /// Lists the number for a page if it is behind and there is room for a good part of one. A number without
+    /// any work in memory is always listed (nothing of its own would ask again); others ask again when theirs
+    /// end, and [`Lanes::tick`] looks for room that others made.
     pub(super) fn want_page(&mut self, id: u64) {
         let room = self.room(id);
-        let limits = &self.limits;
-        let enough = limits.page_items_max.min(limits.number_items_min / 2).max(1);
+        let enough = self.limits.page_items_max.min(self.share() / 2).max(1);
         let Some(number) = self.numbers.get_mut(&id) else { return };
         let is_free = number.cursor.is_behind() && !number.cursor.is_reading() && !number.is_asking;
         let is_dry = number.waiting == 0 && number.running == 0;
         if is_free && number.page_at.is_none() && (room >= enough || is_dry) && self.stage == Stage::Running {
             number.is_asking = true;
             self.reads.push_back(id);
+        }
+    }
+
+    /// Every number behind: is there room now?
+    pub(super) fn look_again(&mut self) {
+        let behind = self.numbers.iter().filter(|(_, number)| number.cursor.is_behind());
+        for id in behind.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.want_page(id);
         }
     }
 

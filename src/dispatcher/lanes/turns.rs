@@ -4,18 +4,20 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::lane::{Lane, Lost, Stand};
-use super::{Job, Key, Lanes, Outcome, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer};
+use super::{
+    Job, Key, LOOK_EVERY, Lanes, Outcome, PANICS_ALONE, QUANTUM, RESERVE_MAX, Stage, Start, Task, Timer,
+};
 use crate::dispatcher::backoff;
 use crate::dispatcher::holds::Gate;
 use crate::inbox::{OpenTurn, Work};
 
 impl Lanes {
-    /// Appends to `out` what may start now, until it holds `most`. Fewer: nothing more can start until something else
-    /// happens.
+    /// Appends to `out` what may start now, until it holds `most`. Fewer: nothing more can start until
+    /// something else happens.
     ///
-    /// Numbers take turns. While more than the reserve is free everyone may start; in the reserve only a number that
-    /// runs less than `max_turns / (active numbers + 1)`. So a flood leaves room for others at once, and what it holds
-    /// above its share comes back as its turns end.
+    /// Numbers take turns. While more than the reserve is free everyone may start; in the reserve only a
+    /// number that runs less than `max_turns / (active numbers + 1)`. So a flood leaves room for others at
+    /// once, and what it holds above its share comes back as its turns end.
     pub fn start(&mut self, out: &mut Vec<Start>, most: usize, now: Duration) {
         if self.stage != Stage::Running {
             return;
@@ -56,6 +58,14 @@ impl Lanes {
             return;
         }
         match outcome {
+            // a job without works would run for ever
+            Outcome::Again { job: Job::Fresh { works, .. }, .. }
+            | Outcome::Hold { job: Job::Fresh { works, .. }, .. }
+                if works.is_empty() =>
+            {
+                self.release_job(key);
+                self.probe_unsure(key, now);
+            }
             Outcome::Done => {
                 self.release_job(key);
                 self.lift_probed(key, true, true);
@@ -73,6 +83,15 @@ impl Lanes {
 
     /// The run of what was started for `key` panicked and took its job with it.
     pub fn panicked(&mut self, key: Key, now: Duration) {
+        self.lose(key, 1, now);
+    }
+
+    /// What a panic lost could not be looked up: again by backoff.
+    pub fn unrecovered(&mut self, key: Key, now: Duration) {
+        self.lose(key, 0, now);
+    }
+
+    fn lose(&mut self, key: Key, panics: u32, now: Duration) {
         let positions =
             self.lanes.get_mut(&key).map(|lane| std::mem::take(&mut lane.out)).unwrap_or_default();
         if !self.ended(key) {
@@ -80,7 +99,7 @@ impl Lanes {
         }
         let seed = backoff::next_seed(&mut self.seed);
         let at = self.change(key, |lane| {
-            lane.panics = lane.panics.saturating_add(1);
+            lane.panics = lane.panics.saturating_add(panics);
             let at = now + backoff::retry(lane.panics, seed);
             lane.lost = Some(Lost { positions, attempt: lane.panics });
             lane.stand = Stand::Waiting(at);
@@ -93,14 +112,15 @@ impl Lanes {
         self.refresh(key.number);
     }
 
-    /// What the disk still has of a lost job: its open turns and those of its works that are not answered. Returns the
-    /// job to run now, in place of the task; `None`: nothing is left, end it with [`Outcome::Done`].
+    /// What the disk still has of a lost job: its open turns and those of its works that are not answered.
+    /// Returns the job to run now, in place of the task; `None`: nothing is left, end it with
+    /// [`Outcome::Done`].
     pub fn recovered(
         &mut self,
         key: Key,
         attempt: u32,
         opens: Vec<OpenTurn>,
-        works: Vec<Work>,
+        mut works: Vec<Work>,
     ) -> Option<Job> {
         let lane = self.lanes.get_mut(&key)?;
         let known: Vec<_> = lane.opens.iter().map(|turn| turn.id).collect();
@@ -111,6 +131,9 @@ impl Lanes {
                 lane.opens.push_front(turn);
             }
             lane.out.clear();
+            if attempt >= PANICS_ALONE && works.len() > 1 {
+                lane.push_back(works.split_off(1));
+            }
             if !works.is_empty() {
                 lane.retry = Some(Box::new(Job::Fresh { works, attempt }));
             }
@@ -146,7 +169,15 @@ impl Lanes {
                         self.refresh(id);
                     }
                 }
+                Timer::Look => {
+                    self.is_looking = false;
+                    self.look_again();
+                }
             }
+        }
+        if self.behind > 0 && !self.is_looking {
+            self.is_looking = true;
+            self.timers.push(Reverse((now + LOOK_EVERY, Timer::Look)));
         }
     }
 

@@ -1,0 +1,4 @@
+//! placeholder
+pub fn run() -> Result<(), super::Failed> {
+    Err(super::Failed::Other("not built".into()))
+}
