@@ -1,9 +1,25 @@
 //! The WhatsApp Graph API: message bodies, limits, pacing, error classes.
 
+pub mod body;
+pub mod client;
+pub mod errors;
+pub mod pacing;
+
 use serde_json::value::RawValue;
 
 use crate::event::{Business, Recipient};
 use crate::failure::Failure;
+use crate::ops::metrics::Metric;
+
+/// What this module counts.
+pub static METRICS: &[&dyn Metric] = &[
+    &client::SENDS,
+    &client::READS,
+    &client::SECONDS,
+    &client::PACED,
+    &client::PACED_SECONDS,
+    &client::UNPACED,
+];
 
 /// One message to send.
 #[derive(Debug)]
