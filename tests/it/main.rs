@@ -6,6 +6,7 @@ mod directory;
 mod dispatcher;
 mod guard;
 mod inbox;
+mod net;
 
 /// Sets the size of coroutine stacks, before the first coroutine of this process.
 fn coroutines() {
