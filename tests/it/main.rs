@@ -6,6 +6,8 @@ mod directory;
 mod dispatcher;
 mod guard;
 mod inbox;
+mod nginx;
+mod service;
 
 /// Sets the size of coroutine stacks, before the first coroutine of this process.
 fn coroutines() {
