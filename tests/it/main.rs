@@ -1,5 +1,6 @@
 //! All tests that need more than one module or the real binary, in one test binary.
 
+mod agents;
 mod business;
 mod corpus;
 mod directory;
