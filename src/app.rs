@@ -96,7 +96,11 @@ impl App {
             pool: config.directory.pool,
             metrics: metrics(),
             on_clear: Box::new(move || lifted.upgrade().into_iter().for_each(|d| d.lift())),
-            before_metrics: Box::new(move || sized.upgrade().into_iter().for_each(|d| drop(d.gauges()))),
+            before_metrics: Box::new(move || {
+                sized.upgrade().into_iter().for_each(|d| {
+                    let _ = d.gauges();
+                })
+            }),
         });
         let server = http::serve(
             config.http.clone(),

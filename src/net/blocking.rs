@@ -15,7 +15,8 @@ use crate::clock;
 use crate::ops::metrics::Counter;
 
 pub(super) static FULL: Counter = Counter::new("blocking_full_total", "Blocking jobs refused: queue full.");
-pub(super) static LATE: Counter = Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
+pub(super) static LATE: Counter =
+    Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
 
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
