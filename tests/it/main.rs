@@ -10,6 +10,7 @@ mod inbox;
 mod net;
 mod nginx;
 mod service;
+mod tidy;
 
 /// Sets the size of coroutine stacks, before the first coroutine of this process.
 fn coroutines() {
