@@ -110,7 +110,9 @@ impl<'de> Visitor<'de> for Collect {
         while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
             match fields.iter().position(|(known, _)| *known == key) {
                 Some(known) => fields[known].1 = value,
-                None if fields.len() == FIELDS_MAX => return Err(serde::de::Error::custom("too many fields")),
+                None if fields.len() == FIELDS_MAX => {
+                    return Err(serde::de::Error::custom("too many fields"));
+                }
                 None => fields.push((key, value)),
             }
         }
@@ -139,14 +141,8 @@ mod tests {
             token: Secret::new("t"),
         };
         let body = RawValue::from_string(body.to_owned()).expect("JSON");
-        let send = Send {
-            business: &business,
-            phone_number_id: "1",
-            to,
-            body: &body,
-            reply_id: "r-1",
-            in_reply_to,
-        };
+        let send =
+            Send { business: &business, phone_number_id: "1", to, body: &body, reply_id: "r-1", in_reply_to };
         message(&send).map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
     }
 

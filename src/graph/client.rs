@@ -86,12 +86,7 @@ impl Client {
         }
     }
 
-    fn post(
-        &self,
-        business: &Business,
-        phone_number_id: &str,
-        body: &[u8],
-    ) -> Result<net::Answer, Failure> {
+    fn post(&self, business: &Business, phone_number_id: &str, body: &[u8]) -> Result<net::Answer, Failure> {
         if !is_id(phone_number_id) {
             return Err(refused("graph_bad_number", "the phone_number_id is not one of Meta's"));
         }

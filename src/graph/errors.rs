@@ -309,7 +309,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_graph_error_goes_by_the_status() {
-        for body in ["<html>Bad Gateway</html>", "", "{\"error\":\"x\"}", "[]", "{\"error\":{\"message\":\"m\"}}"] {
+        for body in
+            ["<html>Bad Gateway</html>", "", "{\"error\":\"x\"}", "[]", "{\"error\":{\"message\":\"m\"}}"]
+        {
             let failure = classify(502, &[], body.as_bytes());
             assert_eq!(
                 (failure.verdict, failure.reason.as_str()),
@@ -324,7 +326,8 @@ mod tests {
 
     #[test]
     fn details_are_taken_from_either_form_and_hold_no_secret() {
-        let object = br#"{"error":{"message":"(#130429) Rate limit hit","code":130429,"error_data":{"details":"d"}}}"#;
+        let object =
+            br#"{"error":{"message":"(#130429) Rate limit hit","code":130429,"error_data":{"details":"d"}}}"#;
         assert_eq!(classify(400, &[], object).detail, "(#130429) Rate limit hit: d");
         let string = br#"{"error":{"message":"m","code":"100","error_data":"d"}}"#;
         assert_eq!(classify(400, &[], string).detail, "m: d");
@@ -334,8 +337,10 @@ mod tests {
         );
         let detail = classify(401, &[], body.as_bytes()).detail;
         assert_eq!(detail, "Malformed access token ***  for …1234");
-        let long =
-            format!(r#"{{"error":{{"message":"{}","code":1,"error_data":{{"details":7}}}}}}"#, "é ".repeat(5000));
+        let long = format!(
+            r#"{{"error":{{"message":"{}","code":1,"error_data":{{"details":7}}}}}}"#,
+            "é ".repeat(5000)
+        );
         assert_eq!(classify(500, &[], long.as_bytes()).detail.chars().count(), DETAIL_MAX);
     }
 

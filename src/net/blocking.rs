@@ -11,11 +11,13 @@ use crossbeam_channel::{Sender, bounded};
 use may::sync::Blocker;
 use parking_lot::Mutex;
 
+use super::TIMER_MIN;
 use crate::clock;
 use crate::ops::metrics::Counter;
 
 pub(super) static FULL: Counter = Counter::new("blocking_full_total", "Blocking jobs refused: queue full.");
-pub(super) static LATE: Counter = Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
+pub(super) static LATE: Counter =
+    Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
 
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,8 @@ impl Pool {
         Self { jobs }
     }
 
-    /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included).
+    /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included; up to 50 ms
+    /// longer, see [`TIMER_MIN`]).
     pub fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -104,7 +107,7 @@ impl Pool {
                 LATE.inc();
                 return Err(NotRun::Late);
             }
-            if waiter.park(Some(left)).is_err() {
+            if waiter.park(Some(left.max(TIMER_MIN))).is_err() {
                 clock::back_to_worker();
             }
         }

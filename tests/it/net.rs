@@ -152,7 +152,10 @@ fn three_hundred_coroutines_on_two_workers_all_get_their_own_answer() {
             let (client, url) = (Arc::clone(&client), server.url());
             may::go!(move || {
                 let body = format!("call {n}");
-                assert_eq!(post(&client, &url, body.as_bytes(), LONG).expect("an answer").body, body.as_bytes());
+                assert_eq!(
+                    post(&client, &url, body.as_bytes(), LONG).expect("an answer").body,
+                    body.as_bytes()
+                );
             })
         })
         .collect();
@@ -288,16 +291,16 @@ fn an_answer_has_a_largest_size_with_a_length_and_without() {
         while out.write_all(&[b'x'; 65536]).is_ok() {}
         false
     });
-    assert!(
-        post(&client, &endless.url(), b"x", LONG).expect_err("too large").detail.contains("larger than")
-    );
+    assert!(post(&client, &endless.url(), b"x", LONG).expect_err("too large").detail.contains("larger than"));
 }
 
 #[test]
 fn a_chunked_answer_is_read_and_its_connection_kept() {
     let server = Server::start(|_, _, _, out| {
-        out.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nWiki\r\n5\r\npedia\r\n0\r\n\r\n")
-            .is_ok()
+        out.write_all(
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nWiki\r\n5\r\npedia\r\n0\r\n\r\n",
+        )
+        .is_ok()
     });
     let client = client();
     for _ in 0..3 {
@@ -394,6 +397,7 @@ fn a_handshake_that_never_ends_is_a_failed_connect() {
     });
     let url = format!("https://{}/", server.address);
     let client = client();
-    let error = coroutine(move || post(&client, &url, b"x", Duration::from_millis(300)).expect_err("no handshake"));
+    let error =
+        coroutine(move || post(&client, &url, b"x", Duration::from_millis(300)).expect_err("no handshake"));
     assert!(error.timed_out && !error.may_have_arrived, "{error:?}");
 }
