@@ -1,7 +1,8 @@
 //! Threads for work that blocks: a name lookup, a driver without coroutines.
 //!
-//! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread) gives up at
-//! its own deadline; the job itself runs to its end, its late result is dropped. A job that panics ends only itself.
+//! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread)
+//! gives up at its own deadline; the job itself runs to its end, its late result is dropped. A job that
+//! panics ends only itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! ureq's transport over a `may` socket: connecting, writing and reading suspend the coroutine, never the worker, and
-//! end by the call's deadline.
+//! ureq's transport over a `may` socket: connecting, writing and reading suspend the coroutine, never the
+//! worker, and end by the call's deadline.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;

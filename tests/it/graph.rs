@@ -1,5 +1,10 @@
-//! The Graph client against a real HTTP server: the exact requests, and what each answer means. And the error classes of
-//! a corpus of real and published errors.
+//! The Graph client against a real HTTP server: the exact requests, and what each answer means. And the error
+//! classes of a corpus of real and published errors.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the servers here are threads, which sleep, and tests measure time"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
