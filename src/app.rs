@@ -95,8 +95,12 @@ impl App {
             directory: Arc::clone(&directory),
             pool: config.directory.pool,
             metrics: metrics(),
-            on_clear: Box::new(move || drop(lifted.upgrade().map(|d| d.lift()))),
-            before_metrics: Box::new(move || drop(sized.upgrade().map(|d| d.gauges()))),
+            on_clear: Box::new(move || lifted.upgrade().into_iter().for_each(|d| d.lift())),
+            before_metrics: Box::new(move || {
+                sized.upgrade().into_iter().for_each(|d| {
+                    let _ = d.gauges();
+                })
+            }),
         });
         let server = http::serve(
             config.http.clone(),

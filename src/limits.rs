@@ -1,25 +1,35 @@
 //! PURE. WhatsApp's limits on messages, and splitting a long text to them.
 //!
-//! The numbers are those that Meta's API reference and the clients built on it state (text 4,096; caption and interactive
-//! body 1,024; buttons, lists and their parts): <https://developers.facebook.com/documentation/business-messaging/whatsapp/reference>.
-//! A character is counted as Meta's JavaScript-era limits are usually enforced in the strictest reading: in UTF-16
-//! units, so an emoji counts two. A text that fits by this count fits by any.
+//! Source of the numbers: Meta's pages on sending each type (text, interactive reply buttons, interactive lists, ..) under
+//! <https://developers.facebook.com/documentation/business-messaging/whatsapp/messages/>, and where these are silent
+//! (ids of buttons, a flow's button) the public clients built on them. Meta says "characters" and never which: code
+//! points or UTF-16 units, of which an emoji takes two. Each side here takes the reading that can't do harm: [`check`]
+//! counts code points, so it refuses only what breaks the limit in any reading; [`split_text`] counts UTF-16 units, so
+//! its pieces fit in any reading.
+
+mod split;
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+pub use split::split_text;
+
 /// Characters of a text body.
 pub const TEXT_MAX: usize = 4096;
-/// Characters of a caption, and of an interactive message's body.
+/// Characters of a caption, and of an interactive message's body (but a list's).
 pub const CAPTION_MAX: usize = 1024;
+/// Characters of an interactive list's body.
+pub const LIST_BODY_MAX: usize = 4096;
 /// Characters of an interactive header or footer.
 pub const HEADER_MAX: usize = 60;
 /// Reply buttons of a message.
 pub const BUTTONS_MAX: usize = 3;
 /// Characters of a button's title, of a list's button, of a call-to-action's text.
 pub const BUTTON_TITLE_MAX: usize = 20;
+/// Characters of a flow's button: sources say 20 or 30.
+pub const FLOW_BUTTON_MAX: usize = 30;
 /// Characters of a reply button's id.
 pub const BUTTON_ID_MAX: usize = 256;
 /// Sections of a list, and rows over all of them.
@@ -54,11 +64,6 @@ impl fmt::Display for LimitError {
 
 impl std::error::Error for LimitError {}
 
-/// UTF-16 units.
-fn length(text: &str) -> usize {
-    text.encode_utf16().count()
-}
-
 #[derive(Deserialize)]
 struct Body<'a> {
     r#type: Option<String>,
@@ -69,7 +74,11 @@ struct Body<'a> {
     #[serde(borrow)]
     video: Option<&'a RawValue>,
     #[serde(borrow)]
+    audio: Option<&'a RawValue>,
+    #[serde(borrow)]
     document: Option<&'a RawValue>,
+    #[serde(borrow)]
+    sticker: Option<&'a RawValue>,
     #[serde(borrow)]
     interactive: Option<&'a RawValue>,
 }
@@ -81,11 +90,14 @@ struct Text {
 
 #[derive(Deserialize)]
 struct Media {
+    id: Option<String>,
+    link: Option<String>,
     caption: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Interactive {
+    r#type: Option<String>,
     body: Option<Part>,
     header: Option<Part>,
     footer: Option<Part>,
@@ -102,6 +114,13 @@ struct Action {
     button: Option<String>,
     buttons: Option<Vec<Button>>,
     sections: Option<Vec<Section>>,
+    parameters: Option<Parameters>,
+}
+
+#[derive(Deserialize)]
+struct Parameters {
+    display_text: Option<String>,
+    flow_cta: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +162,9 @@ pub fn check(body: &RawValue) -> Result<(), LimitError> {
         "text" => check_text(parsed.text),
         "image" => check_media(parsed.image),
         "video" => check_media(parsed.video),
+        "audio" => check_media(parsed.audio),
         "document" => check_media(parsed.document),
+        "sticker" => check_media(parsed.sticker),
         "interactive" => check_interactive(parsed.interactive),
         other => has_content(text, other),
     }
@@ -169,34 +190,66 @@ fn check_text(value: Option<&RawValue>) -> Result<(), LimitError> {
 
 fn check_media(value: Option<&RawValue>) -> Result<(), LimitError> {
     let media: Media = part(value, "the media object")?;
+    if media.id.or(media.link).is_none_or(|source| source.is_empty()) {
+        return Err(LimitError::Shape("the media's id or link"));
+    }
     bounded(media.caption.as_deref(), "caption", CAPTION_MAX)
 }
 
 fn check_interactive(value: Option<&RawValue>) -> Result<(), LimitError> {
     let message: Interactive = part(value, "interactive")?;
     let text = |part: Option<Part>| part.and_then(|p| p.text);
-    bounded(text(message.body).as_deref(), "interactive.body", CAPTION_MAX)?;
+    let kind = message.r#type.ok_or(LimitError::Shape("interactive.type"))?;
+    let body = text(message.body);
+    let body_max = if kind == "list" { LIST_BODY_MAX } else { CAPTION_MAX };
+    match kind.as_str() {
+        "button" | "list" | "cta_url" | "flow" | "location_request_message" => {
+            required(body.as_deref().unwrap_or(""), "interactive.body", body_max)?;
+        }
+        _ => bounded(body.as_deref(), "interactive.body", body_max)?,
+    }
     bounded(text(message.header).as_deref(), "interactive.header", HEADER_MAX)?;
     bounded(text(message.footer).as_deref(), "interactive.footer", HEADER_MAX)?;
-    let Some(action) = message.action else { return Err(LimitError::Shape("interactive.action")) };
-    bounded(action.button.as_deref(), "action.button", BUTTON_TITLE_MAX)?;
-    if let Some(buttons) = action.buttons {
-        at_most(buttons.len(), "action.buttons", BUTTONS_MAX)?;
-        for reply in buttons.into_iter().filter_map(|b| b.reply) {
-            required(reply.title.as_deref().unwrap_or(""), "a button's title", BUTTON_TITLE_MAX)?;
-            required(reply.id.as_deref().unwrap_or(""), "a button's id", BUTTON_ID_MAX)?;
+    let action = message.action.ok_or(LimitError::Shape("interactive.action"))?;
+    match kind.as_str() {
+        "button" => check_buttons(action.buttons.unwrap_or_default()),
+        "list" => {
+            required(action.button.as_deref().unwrap_or(""), "action.button", BUTTON_TITLE_MAX)?;
+            check_sections(action.sections.unwrap_or_default())
         }
+        _ => check_parameters(action.parameters),
     }
-    if let Some(sections) = action.sections {
-        at_most(sections.len(), "action.sections", ROWS_MAX)?;
-        let rows = sections.iter().map(|s| s.rows.as_ref().map_or(0, Vec::len)).sum();
-        at_most(rows, "the rows of all sections", ROWS_MAX)?;
-        for section in sections {
-            bounded(section.title.as_deref(), "a section's title", ROW_TITLE_MAX)?;
-            section.rows.into_iter().flatten().try_for_each(check_row)?;
+}
+
+fn check_buttons(buttons: Vec<Button>) -> Result<(), LimitError> {
+    at_most(buttons.len(), "action.buttons", BUTTONS_MAX)?;
+    buttons.into_iter().filter_map(|button| button.reply).try_for_each(|reply| {
+        required(reply.title.as_deref().unwrap_or(""), "a button's title", BUTTON_TITLE_MAX)?;
+        required(reply.id.as_deref().unwrap_or(""), "a button's id", BUTTON_ID_MAX)
+    })
+}
+
+fn check_sections(sections: Vec<Section>) -> Result<(), LimitError> {
+    at_most(sections.len(), "action.sections", ROWS_MAX)?;
+    let rows = sections.iter().map(|s| s.rows.as_ref().map_or(0, Vec::len)).sum();
+    at_most(rows, "the rows of all sections", ROWS_MAX)?;
+    let several = sections.len() > 1;
+    for section in sections {
+        let title = section.title.as_deref();
+        if several {
+            required(title.unwrap_or(""), "a section's title", ROW_TITLE_MAX)?;
+        } else {
+            bounded(title, "a section's title", ROW_TITLE_MAX)?;
         }
+        section.rows.into_iter().flatten().try_for_each(check_row)?;
     }
     Ok(())
+}
+
+fn check_parameters(parameters: Option<Parameters>) -> Result<(), LimitError> {
+    let Some(parameters) = parameters else { return Ok(()) };
+    bounded(parameters.display_text.as_deref(), "parameters.display_text", BUTTON_TITLE_MAX)?;
+    bounded(parameters.flow_cta.as_deref(), "parameters.flow_cta", FLOW_BUTTON_MAX)
 }
 
 fn check_row(row: Row) -> Result<(), LimitError> {
@@ -207,7 +260,7 @@ fn check_row(row: Row) -> Result<(), LimitError> {
 
 fn bounded(text: Option<&str>, what: &'static str, limit: usize) -> Result<(), LimitError> {
     match text {
-        Some(text) if length(text) > limit => Err(LimitError::TooLong(what, limit)),
+        Some(text) if text.chars().nth(limit).is_some() => Err(LimitError::TooLong(what, limit)),
         _ => Ok(()),
     }
 }
@@ -222,64 +275,6 @@ fn at_most(count: usize, what: &'static str, limit: usize) -> Result<(), LimitEr
         n if n > limit => Err(LimitError::TooLong(what, limit)),
         _ => Ok(()),
     }
-}
-
-/// Cuts a text into pieces of at most [`TEXT_MAX`] characters, in order: at a blank line if there is one in the second
-/// half of a piece, else at a line end, a sentence end, a blank; else anywhere but inside a character. Only white space
-/// at the cuts is lost. Blank text makes no piece.
-pub fn split_text(text: &str) -> Vec<String> {
-    let mut pieces = Vec::new();
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        let end = fitting(rest, TEXT_MAX);
-        if end == rest.len() {
-            pieces.push(rest.to_owned());
-            break;
-        }
-        let cut = boundary(&rest[..end], rest[end..].starts_with(char::is_whitespace));
-        pieces.push(rest[..cut].trim_end().to_owned());
-        rest = rest[cut..].trim_start();
-    }
-    pieces
-}
-
-/// The length in bytes of the longest start of `text` that has at most `limit` UTF-16 units, not ending before a
-/// character that continues the one before it (joiners, variation selectors, combining marks, skin tones).
-fn fitting(text: &str, limit: usize) -> usize {
-    let mut units = 0;
-    let mut whole = 0;
-    let mut joined = false;
-    for (at, c) in text.char_indices() {
-        if !joined && !continues(c) {
-            whole = at;
-        }
-        units += c.len_utf16();
-        if units > limit {
-            return if whole > 0 { whole } else { at };
-        }
-        joined = c == '\u{200d}';
-    }
-    text.len()
-}
-
-fn continues(c: char) -> bool {
-    matches!(c, '\u{200d}' | '\u{fe00}'..='\u{fe0f}' | '\u{300}'..='\u{36f}' | '\u{1f3fb}'..='\u{1f3ff}' | '\u{20e3}')
-}
-
-/// Where to cut `piece`, in bytes; at its end if a blank follows it.
-fn boundary(piece: &str, blank_follows: bool) -> usize {
-    let half = piece.len() / 2;
-    let second_half = |at: Option<usize>| at.filter(|at| *at > half);
-    let sentence = [". ", "! ", "? ", "。", "！", "？"]
-        .iter()
-        .filter_map(|end| piece.rfind(end).map(|at| at + end.len()))
-        .max();
-    second_half(piece.rfind("\n\n"))
-        .or_else(|| second_half(piece.rfind('\n')))
-        .or_else(|| second_half(sentence))
-        .or_else(|| blank_follows.then_some(piece.len()))
-        .or_else(|| piece.rfind(char::is_whitespace).filter(|at| *at > 0))
-        .unwrap_or(piece.len())
 }
 
 #[cfg(test)]
@@ -321,20 +316,103 @@ mod tests {
         assert_eq!(of(r#"{"type":"future"}"#), Err(LimitError::Shape("nothing under the name of its type")));
         let caption = format!(r#"{{"type":"image","image":{{"id":"1","caption":"{}"}}}}"#, long(1025));
         assert_eq!(of(&caption), Err(LimitError::TooLong("caption", 1024)));
-        let button = r#"{"type":"reply","reply":{"id":"1","title":"t"}}"#;
-        let buttons = |all: &str| {
-            format!(r#"{{"type":"interactive","interactive":{{"action":{{"buttons":[{all}]}}}}}}"#)
+        assert_eq!(of(r#"{"type":"audio","audio":{}}"#), Err(LimitError::Shape("the media's id or link")));
+    }
+
+    fn interactive(kind: &str, body: &str, rest: &str) -> Result<(), LimitError> {
+        of(&format!(
+            r#"{{"type":"interactive","interactive":{{"type":"{kind}","body":{{"text":"{body}"}},{rest}}}}}"#
+        ))
+    }
+
+    #[test]
+    fn reply_buttons_have_limits() {
+        let button = |id: &str, title: &str| {
+            format!(r#"{{"type":"reply","reply":{{"id":"{id}","title":"{title}"}}}}"#)
         };
-        assert_eq!(of(&buttons(&[button; 4].join(","))), Err(LimitError::TooLong("action.buttons", 3)));
-        assert_eq!(of(&buttons("")), Err(LimitError::Empty("action.buttons")));
+        let buttons = |all: &[String]| {
+            interactive("button", "b", &format!(r#""action":{{"buttons":[{}]}}"#, all.join(",")))
+        };
+        let most = button(&"i".repeat(256), &"é".repeat(20));
+        assert_eq!(buttons(&[most.clone(), most.clone(), most]), Ok(()));
+        assert_eq!(buttons(&[]), Err(LimitError::Empty("action.buttons")));
+        let four = [(); 4].map(|()| button("1", "t"));
+        assert_eq!(buttons(&four), Err(LimitError::TooLong("action.buttons", 3)));
+        let long = |n: usize| "x".repeat(n);
+        assert_eq!(buttons(&[button("1", &long(21))]), Err(LimitError::TooLong("a button's title", 20)));
+        assert_eq!(buttons(&[button(&long(257), "t")]), Err(LimitError::TooLong("a button's id", 256)));
+        assert_eq!(buttons(&[button("1", " ")]), Err(LimitError::Empty("a button's title")));
+        let action = format!(r#""action":{{"buttons":[{}]}}"#, button("1", "t"));
+        let with = |part: &str| interactive("button", "b", &format!("{part},{action}"));
+        let header = format!(r#""header":{{"type":"text","text":"{}"}}"#, long(61));
+        assert_eq!(with(&header), Err(LimitError::TooLong("interactive.header", 60)));
+        let footer = format!(r#""footer":{{"text":"{}"}}"#, long(61));
+        assert_eq!(with(&footer), Err(LimitError::TooLong("interactive.footer", 60)));
+        assert_eq!(with(r#""header":{"type":"image","image":{"id":"1"}}"#), Ok(()));
+        assert_eq!(interactive("button", "", &action), Err(LimitError::Empty("interactive.body")));
+        assert_eq!(
+            interactive("button", &long(1025), &action),
+            Err(LimitError::TooLong("interactive.body", 1024))
+        );
+        assert_eq!(interactive("button", "b", r#""x":1"#), Err(LimitError::Shape("interactive.action")));
+    }
+
+    #[test]
+    fn lists_and_links_have_limits() {
+        let list = |body: &str, button: &str, sections: &str| {
+            interactive("list", body, &format!(r#""action":{{"button":"{button}","sections":[{sections}]}}"#))
+        };
+        let section = |title: &str, rows: usize, row: &str| {
+            format!(r#"{{"title":"{title}","rows":[{}]}}"#, vec![row; rows].join(","))
+        };
         let row = r#"{"id":"1","title":"t"}"#;
-        let rows = |all: &str| {
-            format!(
-                r#"{{"type":"interactive","interactive":{{"action":{{"button":"Menu","sections":[{{"rows":[{all}]}}]}}}}}}"#
+        let long = |n: usize| "x".repeat(n);
+        assert_eq!(list(&long(4096), "Menu", &section("", 10, row)), Ok(()));
+        assert_eq!(
+            list(&long(4097), "Menu", &section("", 10, row)),
+            Err(LimitError::TooLong("interactive.body", 4096))
+        );
+        let rows = Err(LimitError::TooLong("the rows of all sections", 10));
+        assert_eq!(list("b", "Menu", &section("", 11, row)), rows);
+        assert_eq!(list("b", "Menu", &[section("a", 5, row), section("b", 6, row)].join(",")), rows);
+        assert_eq!(list("b", "Menu", ""), Err(LimitError::Empty("action.sections")));
+        assert_eq!(
+            list("b", "Menu", &section("a", 0, row)),
+            Err(LimitError::Empty("the rows of all sections"))
+        );
+        assert_eq!(list("b", "", &section("", 1, row)), Err(LimitError::Empty("action.button")));
+        assert_eq!(list("b", &long(21), &section("", 1, row)), Err(LimitError::TooLong("action.button", 20)));
+        let two = [section("a", 1, row), section("", 1, row)].join(",");
+        assert_eq!(list("b", "Menu", &two), Err(LimitError::Empty("a section's title")));
+        let title = LimitError::TooLong("a section's title", 24);
+        assert_eq!(list("b", "Menu", &section(&long(25), 1, row)), Err(title));
+        for (row, error) in [
+            (format!(r#"{{"id":"{}","title":"t"}}"#, long(201)), LimitError::TooLong("a row's id", 200)),
+            (format!(r#"{{"id":"1","title":"{}"}}"#, long(25)), LimitError::TooLong("a row's title", 24)),
+            (
+                format!(r#"{{"id":"1","title":"t","description":"{}"}}"#, long(73)),
+                LimitError::TooLong("a row's description", 72),
+            ),
+            (r#"{"title":"t"}"#.to_owned(), LimitError::Empty("a row's id")),
+        ] {
+            assert_eq!(list("b", "Menu", &section("", 1, &row)), Err(error));
+        }
+        let link = |text: &str| {
+            interactive(
+                "cta_url",
+                "b",
+                &format!(r#""action":{{"parameters":{{"display_text":"{text}","url":"u"}}}}"#),
             )
         };
-        assert_eq!(of(&rows(&[row; 10].join(","))), Ok(()));
-        assert_eq!(of(&rows(&[row; 11].join(","))), Err(LimitError::TooLong("the rows of all sections", 10)));
+        assert_eq!(link(&long(20)), Ok(()));
+        assert_eq!(link(&long(21)), Err(LimitError::TooLong("parameters.display_text", 20)));
+    }
+
+    #[test]
+    fn what_is_refused_is_too_long_in_any_reading() {
+        let of_emoji = |n| of(&format!(r#"{{"type":"text","text":{{"body":"{}"}}}}"#, "😀".repeat(n)));
+        assert_eq!(of_emoji(4096), Ok(()));
+        assert_eq!(of_emoji(4097), Err(LimitError::TooLong("text.body", 4096)));
     }
 
     #[test]
@@ -346,30 +424,11 @@ mod tests {
         assert_eq!(of(&text), Err(LimitError::Shape("text")));
     }
 
-    #[test]
-    fn texts_are_cut_where_a_reader_would() {
-        let paragraph = "word ".repeat(500);
-        let pieces = split_text(&format!("{paragraph}\n\n{paragraph}\n\n{paragraph}"));
-        assert_eq!(pieces, [paragraph.trim(); 3]);
-        let pieces = split_text(&"One sentence here. ".repeat(400));
-        assert!(pieces.len() > 1 && pieces.iter().all(|p| p.ends_with("here.")));
-        assert_eq!(split_text(&"x".repeat(5000)), ["x".repeat(4096), "x".repeat(904)]);
-        assert_eq!(split_text(" \n "), [""; 0]);
-        let family = "👨‍👩‍👧";
-        for piece in split_text(&family.repeat(2000)) {
-            assert_eq!(piece.matches(family).count() * family.len(), piece.len(), "no emoji is torn");
-        }
-    }
-
     proptest! {
         #[test]
-        fn nothing_but_white_space_is_lost(parts in prop::collection::vec("(\\PC{0,30}|[a-z]{0,3000}|\n\n|\n| |👍🏽|é)", 0..40)) {
-            let text = parts.concat();
-            let pieces = split_text(&text);
-            let bare = |t: &str| t.chars().filter(|c| !c.is_whitespace()).collect::<String>();
-            prop_assert_eq!(bare(&pieces.concat()), bare(&text));
-            for piece in &pieces {
-                prop_assert!(length(piece) <= TEXT_MAX && !piece.trim().is_empty());
+        fn no_bytes_upset_the_check(body in "(\\{|\\}|\\[|\\]|\"|:|,|type|text|interactive|body|null|1){0,40}") {
+            if let Ok(raw) = RawValue::from_string(body) {
+                let _ = check(&raw);
             }
         }
     }

@@ -151,6 +151,7 @@ impl Runner for Count {
 struct Empty;
 
 impl Inbox for Empty {
+    fn forget(&self, _: &str) {}
     fn ticket(&self) -> Box<dyn Ticket> {
         unreachable!("not benched")
     }
@@ -176,7 +177,7 @@ impl Inbox for Empty {
     fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
         unreachable!("not benched")
     }
-    fn sending(&self, _: &str) -> Result<(), Failure> {
+    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
         Ok(())
     }
     fn sent(&self, _: &str, _: &str) {}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{ANSWER_SECONDS, CALLS};
+use serde_json::value::RawValue;
+
+use super::{ANSWER_SECONDS, BAD_ANSWERS, CALLS, REPLIES_MAX, texts};
 use crate::clock;
 use crate::failure::{Failure, Reason, Source, Verdict};
 use crate::net::client::Client;
@@ -71,5 +73,18 @@ pub fn failure(verdict: Verdict, reason: String, detail: &str) -> Failure {
 
 /// An answer that can't be used: asking again would bring the same.
 pub fn unusable(detail: &str) -> Failure {
+    BAD_ANSWERS.inc();
     failure(Verdict::Dead, "agent_bad_answer".to_owned(), detail)
+}
+
+/// A text that an agent answered, as message bodies.
+///
+/// # Errors
+/// It would be more messages than one answer may hold.
+pub fn text_replies(text: &str) -> Result<Vec<Box<RawValue>>, Failure> {
+    let replies = texts(text);
+    if replies.len() > REPLIES_MAX {
+        return Err(unusable(&format!("a text that takes more than {REPLIES_MAX} messages")));
+    }
+    Ok(replies)
 }

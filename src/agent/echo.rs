@@ -1,6 +1,6 @@
 //! Says what it hears: for trying things out, and for the load test.
 
-use super::{Agent, Answer, Ask, texts};
+use super::{Agent, Answer, Ask, CUT, REPLIES_MAX, texts};
 use crate::failure::Failure;
 
 /// See the module's head.
@@ -9,7 +9,12 @@ pub struct Echo;
 impl Agent for Echo {
     fn answer(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let heard: Vec<String> = ask.messages.iter().map(said).collect();
-        Ok(Answer { replies: texts(&heard.join("\n")), remember: Vec::new() })
+        let mut replies = texts(&heard.join("\n"));
+        if replies.len() > REPLIES_MAX {
+            CUT.inc();
+            replies.truncate(REPLIES_MAX);
+        }
+        Ok(Answer { replies, remember: Vec::new() })
     }
 }
 

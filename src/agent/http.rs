@@ -8,17 +8,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::call::{post, unusable};
-use super::{Agent, Answer, Ask, texts};
+use super::call::{post, text_replies, unusable};
+use super::{Agent, Answer, Ask, REPLIES_MAX, said};
 use crate::config;
 use crate::event::{Role, Said};
 use crate::failure::Failure;
 use crate::limits;
 use crate::net::client::Client;
 use crate::secret::Secret;
-
-/// Messages that one answer may hold: the pair limit lets no more than 45 through at once.
-pub const REPLIES_MAX: usize = 20;
 
 /// See the module's head.
 pub struct Http {
@@ -100,7 +97,7 @@ impl Http {
             let parsed: TextMessage = serde_json::from_str(reply.get()).ok()?;
             parsed.text?.body
         });
-        let lines = |role, content: Vec<String>| Said { role, content: content.join("\n") };
+        let lines = |role, content: Vec<String>| said(role, &content.join("\n"));
         vec![lines(Role::User, user.collect()), lines(Role::Assistant, assistant.collect())]
             .into_iter()
             .filter(|said| !said.content.is_empty())
@@ -160,7 +157,7 @@ fn replies(body: &[u8]) -> Result<Vec<Box<RawValue>>, Failure> {
             }
             Ok(messages.into_iter().map(ToOwned::to_owned).collect())
         }
-        (None, Some(text)) => Ok(texts(&text)),
+        (None, Some(text)) => text_replies(&text),
         (None, None) => Err(unusable("the answer has neither messages nor text")),
     }
 }

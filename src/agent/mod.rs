@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::config::{self, AgentKind};
-use crate::event::{Business, Customer, Message, Said};
+use crate::event::{Business, Customer, Message, Role, Said};
 use crate::failure::Failure;
 use crate::limits;
 use crate::net::{self, client::Client};
-use crate::ops::metrics::{Family, Histogram, Metric};
+use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 
 /// One question to the agent: all that arrived in one turn.
 #[derive(Debug)]
@@ -53,6 +53,10 @@ pub trait Agent: Send + Sync + 'static {
     fn answer(&self, ask: &Ask<'_>) -> Result<Answer, Failure>;
 }
 
+/// Messages that one answer may hold: to one customer the pair limit lets no more than 45 through at once.
+const REPLIES_MAX: usize = 20;
+/// Characters of one remembered line; what is longer is cut.
+const REMEMBERED_MAX: usize = 8_000;
 /// Idle connections to the agent's server.
 const POOL: usize = 100;
 /// Connecting to it.
@@ -66,8 +70,15 @@ static CALLS: Family<5> = Family::new(
 );
 static ANSWER_SECONDS: Histogram = Histogram::new("agent_seconds", "Time of a call to the agent's server.");
 
+static BAD_ANSWERS: Counter =
+    Counter::new("agent_bad_answers_total", "Answers of the agent's server that could not be used.");
+static CUT: Counter = Counter::new(
+    "agent_text_cut_total",
+    "Texts of customers that were cut on their way to a model or an echo.",
+);
+
 /// All of the above.
-pub static METRICS: &[&dyn Metric] = &[&CALLS, &ANSWER_SECONDS];
+pub static METRICS: &[&dyn Metric] = &[&CALLS, &ANSWER_SECONDS, &BAD_ANSWERS, &CUT];
 
 /// The agent that is configured.
 ///
@@ -100,9 +111,14 @@ struct TextBody<'a> {
 
 /// A text as message bodies, split to Meta's limit.
 fn texts(text: &str) -> Vec<Box<RawValue>> {
-    let body = |body: &String| TextMessage { r#type: "text", text: TextBody { body } };
-    limits::split_text(text)
+    let pieces = limits::split_text(text);
+    pieces
         .iter()
-        .filter_map(|piece| serde_json::value::to_raw_value(&body(piece)).ok())
+        .filter_map(|body| to_raw_value(&TextMessage { r#type: "text", text: TextBody { body } }).ok())
         .collect()
+}
+
+/// A line to remember.
+fn said(role: Role, content: &str) -> Said {
+    Said { role, content: content.chars().take(REMEMBERED_MAX).collect() }
 }

@@ -1,7 +1,7 @@
 //! Chat completions of any server that speaks OpenAI's API: POST {AGENT_URL}/chat/completions.
 //!
-//! The conversation's memory goes along, bounded by count (AGENT_HISTORY) and by characters; what was said in the turn
-//! and the answer are remembered.
+//! The conversation's memory goes along, bounded by count (AGENT_HISTORY) and by size; what was said in the turn and the
+//! answer are remembered. Who the customer is, number or name, is not told.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::call::{post, unusable};
-use super::{Agent, Answer, Ask, texts};
+use super::call::{post, text_replies, unusable};
+use super::{Agent, Answer, Ask, CUT, said};
 use crate::config;
-use crate::event::{Message, Role, Said};
+use crate::event::{Message, Role};
 use crate::failure::Failure;
 use crate::net::client::Client;
 use crate::secret::Secret;
 
-/// Characters of memory that go along at most; the oldest lines are left out first.
-const HISTORY_CHARS_MAX: usize = 32_000;
-/// Characters of one remembered line.
-const LINE_CHARS_MAX: usize = 8_000;
+/// Bytes of memory that go along at most; the oldest lines are left out first.
+const HISTORY_BYTES_MAX: usize = 32_000;
+/// Bytes of the turn's own text that go along at most: the end of it, where the question usually is.
+const TURN_BYTES_MAX: usize = 32_000;
 
 /// See the module's head.
 pub struct OpenAi {
@@ -36,7 +36,6 @@ pub struct OpenAi {
 struct Request<'a> {
     model: &'a str,
     messages: Vec<Line<'a>>,
-    user: &'a str,
 }
 
 #[derive(Serialize)]
@@ -86,17 +85,18 @@ impl OpenAi {
 impl Agent for OpenAi {
     fn answer(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let heard = ask.messages.iter().map(words).collect::<Vec<_>>().join("\n");
-        let request = Request { model: &self.model, messages: self.lines(ask, &heard), user: ask.session };
+        let heard = end_of(&heard);
+        let request = Request { model: &self.model, messages: self.lines(ask, heard) };
         let body =
             serde_json::to_vec(&request).map_err(|_| unusable("the request can't be written as JSON"))?;
         let key = self.api_key.as_ref().map(Secret::reveal);
         let answer = post(&self.client, &self.url, key, &[], &body, self.timeout)?;
         let text = content(&answer.body)?;
-        let replies = texts(&text);
+        let replies = text_replies(&text)?;
         let remember = if replies.is_empty() {
             Vec::new()
         } else {
-            vec![line(Role::User, &heard), line(Role::Assistant, &text)]
+            vec![said(Role::User, heard), said(Role::Assistant, &text)]
         };
         Ok(Answer { replies, remember })
     }
@@ -104,7 +104,7 @@ impl Agent for OpenAi {
 
 impl OpenAi {
     fn lines<'a>(&'a self, ask: &'a Ask<'_>, heard: &'a str) -> Vec<Line<'a>> {
-        let mut left = HISTORY_CHARS_MAX;
+        let mut left = HISTORY_BYTES_MAX;
         let recent = ask.history.iter().rev().take_while(|said| {
             let length = said.content.len();
             let fits = length <= left;
@@ -129,8 +129,13 @@ fn role(role: Role) -> &'static str {
     }
 }
 
-fn line(role: Role, content: &str) -> Said {
-    Said { role, content: content.chars().take(LINE_CHARS_MAX).collect() }
+fn end_of(text: &str) -> &str {
+    let Some(mut at) = text.len().checked_sub(TURN_BYTES_MAX).filter(|at| *at > 0) else { return text };
+    CUT.inc();
+    while !text.is_char_boundary(at) {
+        at += 1;
+    }
+    &text[at..]
 }
 
 /// A message as words for a model: its text; media with their type in brackets.

@@ -49,8 +49,7 @@ pub enum Command {
         /// Its subdomain
         sub_domain: String,
     },
-    /// Read businesses from standard input: JSON lines as `export` or mongoexport writes them; all of them or
-    /// none
+    /// Read businesses from standard input, JSON lines as `export` or mongoexport writes them: all or none
     Import,
     /// Write all businesses to standard output as JSON lines, tokens as stored
     Export,
@@ -65,8 +64,7 @@ pub struct Add {
     /// The subdomain: what the business is called by; 1 to 63 of a-z, 0-9, `-`, `_`, `.`
     #[arg(long)]
     pub subdomain: String,
-    /// The phone number id at Meta (digits; not the number itself); may be repeated; replaces those that are
-    /// there
+    /// The phone number id at Meta (digits; not the number itself), or several; replaces those that are there
     #[arg(long = "phone-number-id", value_delimiter = ',')]
     pub phone_number_ids: Vec<String>,
     /// The WhatsApp business account id at Meta (digits)

@@ -15,7 +15,6 @@ pub mod flight;
 pub mod judge;
 pub mod lookup;
 pub mod store;
-mod threads;
 pub mod tokens;
 
 use std::sync::Arc;

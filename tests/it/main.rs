@@ -1,5 +1,6 @@
 //! All tests that need more than one module or the real binary, in one test binary.
 
+mod agents;
 mod business;
 mod corpus;
 mod directory;
@@ -8,6 +9,8 @@ mod graph;
 mod guard;
 mod inbox;
 mod net;
+mod nginx;
+mod service;
 
 /// Sets the size of coroutine stacks, before the first coroutine of this process.
 fn coroutines() {
