@@ -1,8 +1,8 @@
 //! The Graph API over HTTP: one call a method, each answer read into what it means.
 //!
 //! `POST {url}/{version}/{phone_number_id}/messages` with the business's own token
-//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/messages/send-messages>). Nothing is sent twice from
-//! here: whether to try again is for who calls.
+//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/messages/send-messages>).
+//! Nothing is sent twice from here: whether to try again is for who calls.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ pub struct Client {
     pacing: Mutex<Pacing>,
 }
 
-/// `{"messages":[{"id":"wamid.."}]}`; a `message_status` of `held_for_quality_assessment` is an acceptance too.
+/// `{"messages":[{"id":"wamid.."}]}`; a `message_status` of `held_for_quality_assessment` is an acceptance
+/// too.
 #[derive(Deserialize)]
 struct Accepted {
     messages: Vec<AcceptedMessage>,

@@ -1,9 +1,9 @@
 //! What an answer of the Graph API that is no success means: one `match` on `error.code`. Pure.
 //!
 //! Meta: "build on `code` and `details`", not on subcodes, HTTP statuses or texts, which change
-//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes>). The status only decides
-//! where there is no code that this version knows. A send has no idempotency key, so whatever may have been sent
-//! is `Unknown`, never `Retry`.
+//! (<https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes>). The
+//! status only decides where there is no code that this version knows. A send has no idempotency key, so
+//! whatever may have been sent is `Unknown`, never `Retry`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -88,11 +88,11 @@ pub fn no_answer(error: &CallError) -> Failure {
 
 /// What happens next, by code; `None` for a code that is not known. In the order of Meta's table.
 ///
-/// 131048 ("spam rate limit hit") counts against one phone number's quality, and every further attempt makes it worse:
-/// the number is held for an hour at a time, so that the reply still goes out if the limit is lifted in time.
-/// A number or account that must first be set right (registration, display name, payment) is held rather than its replies lost.
-/// 131053 (our media could not be fetched) is the content's fault, so it is dead, as are the limits for
-/// registration and templates, which no reply meets.
+/// 131048 ("spam rate limit hit") counts against one phone number's quality, and every further attempt makes
+/// it worse: the number is held for an hour at a time, so that the reply still goes out if the limit is
+/// lifted in time. A number or account that must first be set right (registration, display name, payment) is
+/// held rather than its replies lost. 131053 (our media could not be fetched) is the content's fault, so it
+/// is dead, as are the limits for registration and templates, which no reply meets.
 fn verdict(code: i64, headers: &[(String, String)]) -> Option<Verdict> {
     let after = retry_after(headers);
     let park = |scope, after| Verdict::Park { scope, after };
@@ -359,7 +359,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_body_is_too_strange(status in 100u16..600, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_body_is_too_strange(
+            status in 100u16..600,
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             let failure = classify(status, &[], &body);
             prop_assert!(failure.detail.chars().count() <= DETAIL_MAX);
         }

@@ -40,8 +40,8 @@ pub struct Send<'a> {
 
 /// What the rest of the program sees of the Graph API.
 pub trait Graph: std::marker::Send + Sync + 'static {
-    /// How long to wait before a send from this number to this recipient may go out (pacing: per number, per pair), 0 if
-    /// at once. Takes the place in the queue: call once a send, then wait, then send.
+    /// How long to wait before a send from this number to this recipient may go out (pacing: per number, per
+    /// pair), 0 if at once. Takes the place in the queue: call once a send, then wait, then send.
     fn reserve(&self, phone_number_id: &str, to: &Recipient) -> std::time::Duration;
     /// Sends it once and returns the wamid. See [`crate::failure::Verdict`] for what the errors mean.
     fn send(&self, send: &Send<'_>) -> Result<String, Failure>;

@@ -1,7 +1,8 @@
 //! Threads for work that blocks: a name lookup, a driver without coroutines.
 //!
-//! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread) gives up at
-//! its own deadline; the job itself runs to its end, its late result is dropped. A job that panics ends only itself.
+//! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread)
+//! gives up at its own deadline; the job itself runs to its end, its late result is dropped. A job that
+//! panics ends only itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crossbeam_channel::{Sender, bounded};
 use may::sync::Blocker;
 use parking_lot::Mutex;
 
+use super::TIMER_MIN;
 use crate::clock;
 use crate::ops::metrics::Counter;
 
@@ -76,7 +78,8 @@ impl Pool {
         Self { jobs }
     }
 
-    /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included).
+    /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included; up to 50 ms
+    /// longer, see [`TIMER_MIN`]).
     pub fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -105,7 +108,7 @@ impl Pool {
                 LATE.inc();
                 return Err(NotRun::Late);
             }
-            if waiter.park(Some(left)).is_err() {
+            if waiter.park(Some(left.max(TIMER_MIN))).is_err() {
                 clock::back_to_worker();
             }
         }

@@ -1,8 +1,9 @@
 //! The HTTP client: one call, one answer, by its deadline.
 //!
-//! ureq speaks HTTP/1.1 and keeps connections; under it are our sockets and resolver, so that a call suspends its coroutine
-//! and never a worker. No redirect is followed and no status is an error. TLS is verified against the system's roots,
-//! or Mozilla's where the system has none. A call works from a coroutine with a 128 KiB stack and from a plain thread.
+//! ureq speaks HTTP/1.1 and keeps connections; under it are our sockets and resolver, so that a call suspends
+//! its coroutine and never a worker. No redirect is followed and no status is an error. TLS is verified
+//! against the system's roots, or Mozilla's where the system has none. A call works from a coroutine with a
+//! 128 KiB stack and from a plain thread.
 
 use std::fmt::Display;
 use std::io::{self, Read};
@@ -22,8 +23,8 @@ use super::{ANSWER_MAX, Answer, Call, CallError, Options};
 use crate::clock;
 use crate::ops::metrics::Counter;
 
-/// Idle connections older than this are not used again: servers close idle ones after 5 s (Node, uvicorn) or more, and
-/// a request that meets such a close can't be told from one that was taken and not answered.
+/// Idle connections older than this are not used again: servers close idle ones after 5 s (Node, uvicorn) or
+/// more, and a request that meets such a close can't be told from one that was taken and not answered.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// ureq's buffers of one connection, each way; the answer's header must fit in.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -50,7 +51,8 @@ static ROOTS: LazyLock<Vec<Certificate<'static>>> = LazyLock::new(|| {
     found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect()
 });
 
-/// A client with its own pool of connections. Cheap to share behind a reference; dropping it closes idle connections.
+/// A client with its own pool of connections. Cheap to share behind a reference; dropping it closes idle
+/// connections.
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
@@ -93,8 +95,9 @@ impl Client {
         Self { agent: Agent::with_parts(config, connector, names) }
     }
 
-    /// Makes the call and reads the whole answer. Suspends. It is made again where a kept connection turns out to be
-    /// closed before the request was through, and only there: that is certain to have had no effect.
+    /// Makes the call and reads the whole answer. Suspends. It is made again where a kept connection turns
+    /// out to be closed before the request was through, and only there: that is certain to have had no
+    /// effect.
     pub fn call(&self, call: &Call<'_>) -> Result<Answer, CallError> {
         CALLS.inc();
         let deadline = clock::monotonic() + call.timeout;

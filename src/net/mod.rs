@@ -1,6 +1,8 @@
-//! Outgoing HTTP from coroutines: ureq over `may` sockets, a caching resolver, and the threads for blocking work.
+//! Outgoing HTTP from coroutines: ureq over `may` sockets, a caching resolver, and the threads for blocking
+//! work.
 //!
-//! Contract (see `Client`): a call never blocks a worker, ends by its deadline, reuses connections, verifies TLS.
+//! Contract (see `Client`): a call never blocks a worker, ends by its deadline, reuses connections, verifies
+//! TLS.
 
 pub mod blocking;
 pub mod client;
@@ -26,6 +28,11 @@ pub static METRICS: &[&dyn Metric] = &[
     &blocking::LATE,
 ];
 
+/// No timer of `may` is set shorter than this. It registers a timer before the coroutine that the timer is to
+/// wake (`Park::subscribe`, `SocketRead::subscribe`), so one that fires in between wakes nobody, ever; and
+/// its clock may be some milliseconds behind.
+pub(crate) const TIMER_MIN: Duration = Duration::from_millis(50);
+
 /// A call's answer, whatever its status. Non-2xx is not an error here.
 #[derive(Debug)]
 pub struct Answer {
@@ -50,7 +57,8 @@ pub const ANSWER_MAX: usize = 4 << 20;
 /// Why there is no answer. What matters to the caller is whether the request can have had an effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallError {
-    /// False only if it is certain that the other side did not get the whole request (DNS, connect, TLS handshake).
+    /// False only if it is certain that the other side did not get the whole request (DNS, connect, TLS
+    /// handshake).
     pub may_have_arrived: bool,
     /// The deadline passed.
     pub timed_out: bool,

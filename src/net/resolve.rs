@@ -1,7 +1,8 @@
-//! Names to addresses without blocking a worker: literals at once, names from a cache, else on the lookup threads.
+//! Names to addresses without blocking a worker: literals at once, names from a cache, else on the lookup
+//! threads.
 //!
-//! An answer is kept for [`TTL`] and, while the name server fails, up to [`STALE_MAX`]. Both families, in the order
-//! that the system gives (RFC 6724). A host whose addresses all refused is forgotten.
+//! An answer is kept for [`TTL`] and, while the name server fails, up to [`STALE_MAX`]. Both families, in the
+//! order that the system gives (RFC 6724). A host whose addresses all refused is forgotten.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

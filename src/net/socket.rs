@@ -1,5 +1,5 @@
-//! ureq's transport over a `may` socket: connecting, writing and reading suspend the coroutine, never the worker, and
-//! end by the call's deadline.
+//! ureq's transport over a `may` socket: connecting, writing and reading suspend the coroutine, never the
+//! worker, and end by the call's deadline.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Timeout};
 
 use super::resolve::Names;
-use super::trace;
+use super::{TIMER_MIN, trace};
 use crate::clock;
 use crate::ops::metrics::Counter;
 
@@ -81,7 +81,7 @@ impl Tcp {
 }
 
 fn connect(address: &SocketAddr, within: Duration) -> Result<TcpStream, Error> {
-    TcpStream::connect_timeout(address, at_least_a_tick(within)).map_err(|e| ended(e, Timeout::Connect))
+    TcpStream::connect_timeout(address, within.max(TIMER_MIN)).map_err(|e| ended(e, Timeout::Connect))
 }
 
 impl<In: Transport> Connector<In> for Complete {
@@ -150,12 +150,7 @@ impl Transport for Socket {
 
 fn time_left(end: Duration, reason: Timeout) -> Result<Duration, Error> {
     let left = end.saturating_sub(clock::monotonic());
-    if left.is_zero() { Err(Error::Timeout(reason)) } else { Ok(at_least_a_tick(left)) }
-}
-
-/// The socket's own timer has no zero, and counts in milliseconds.
-fn at_least_a_tick(time: Duration) -> Duration {
-    time.max(Duration::from_millis(1))
+    if left.is_zero() { Err(Error::Timeout(reason)) } else { Ok(left.max(TIMER_MIN)) }
 }
 
 /// An I/O error as ureq's. After one that timed out, the coroutine runs on the timer's thread: it goes back.

@@ -1,7 +1,8 @@
 //! What is known about the call under way on this coroutine: its deadline, and how far its request got.
 //!
-//! ureq has no place for either, so they travel beside it, local to the coroutine (or thread), which makes one call at a
-//! time: the resolver, the connector and the transport are called on it and read and write them here.
+//! ureq has no place for either, so they travel beside it, local to the coroutine (or thread), which makes
+//! one call at a time: the resolver, the connector and the transport are called on it and read and write them
+//! here.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -28,8 +29,8 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// False only if the other side certainly did not get the whole request: there was no connection yet, or the
-    /// socket did not take all of it.
+    /// False only if the other side certainly did not get the whole request: there was no connection yet, or
+    /// the socket did not take all of it.
     pub(super) fn may_have_arrived(self) -> bool {
         let connected = self.ready || !self.fresh;
         connected && self.written && (self.answered || !self.write_failed)

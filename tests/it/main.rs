@@ -5,6 +5,7 @@ mod business;
 mod corpus;
 mod directory;
 mod dispatcher;
+mod graph;
 mod guard;
 mod inbox;
 mod net;

@@ -1,5 +1,10 @@
 //! The HTTP client against a real server that counts its connections and misbehaves on demand; over TLS too.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the servers here are threads, which sleep, and tests measure time"
+)]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -27,8 +32,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// `answer` gets the connection's number, the request's number in it and the request; it writes what it likes and
-    /// returns whether the connection stays open.
+    /// `answer` gets the connection's number, the request's number in it and the request; it writes what it
+    /// likes and returns whether the connection stays open.
     pub fn start(
         answer: impl Fn(usize, usize, Seen, &mut dyn Write) -> bool + Send + Sync + 'static,
     ) -> Self {
