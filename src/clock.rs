@@ -18,6 +18,10 @@ pub fn monotonic() -> Duration {
     START.elapsed()
 }
 
+/// A park or socket timeout below this can hang for ever: may 0.3.51 sets the timer before it stores the coroutine, and
+/// a timer that fires in between wakes nobody. (`sleep` stores first.)
+pub const TIMER_MIN: Duration = Duration::from_millis(50);
+
 /// Suspends the coroutine (or the thread) for `duration`.
 ///
 /// A coroutine that `may` wakes by a timer runs on the single timer thread until its next yield,

@@ -103,10 +103,17 @@ fn business(command: business::Command) -> Result<(), Failed> {
     outcome.map_err(Failed::Other)
 }
 
-/// env_logger with RUST_LOG, else `level`; the HTTP crate's own lines stay off unless asked for by name.
+/// Other crates' lines that show bytes of calls (and so tokens) or come per connection: off unless asked for by name.
+const QUIET: [(&str, &str); 5] =
+    [("may_minihttp", "off"), ("may", "warn"), ("ureq_proto", "off"), ("ureq", "warn"), ("rustls", "warn")];
+
+/// env_logger with RUST_LOG, else `level`.
 fn log_to_stderr(level: &str) {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter =
-        if filter.contains("may_minihttp") { filter } else { format!("{filter},may_minihttp=off,may=warn") };
+    let mut filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+    for (name, limit) in QUIET {
+        if !filter.split(',').any(|part| part.split('=').next() == Some(name)) {
+            filter.push_str(&format!(",{name}={limit}"));
+        }
+    }
     let _ = env_logger::Builder::new().parse_filters(&filter).format_timestamp_millis().try_init();
 }

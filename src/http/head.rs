@@ -1,206 +1,212 @@
-//! One pass over the header lines of a request: what the edge needs, checked, without allocation.
+//! PURE: what a request's header lines say, found in one pass, and whether they frame its body in one way only.
+//!
+//! may_minihttp believes the first Content-Length, panics on one that is no number, and knows no transfer coding. So a
+//! request gets as far as its body only if it has at most one Content-Length, of digits alone, and no Transfer-Encoding:
+//! whoever stands in front of us can't see another end of the body than we do.
 
-use may_minihttp::Request;
+use crate::webhook::signature::HEADER_LEN;
 
-use super::reply::Refused;
-use crate::event::BODY_MAX;
+/// Bytes of X-Forwarded-For that are looked at: the last ones, which the nearest proxy wrote.
+pub const FORWARDED_MAX: usize = 512;
 
-/// A signature header is 71 bytes; what is longer can't be one.
-const SIGNATURE_MAX: usize = 96;
-/// Of X-Forwarded-For only the end counts.
-const FORWARDED_MAX: usize = 512;
+/// Why the body's end can't be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadFraming {
+    /// Any Transfer-Encoding: 501.
+    TransferEncoding,
+    /// Several Content-Lengths, or one that is not digits: 400.
+    Length,
+}
 
-/// What the request's header says. Kept per connection; [`Head::read`] refills it.
-#[derive(Default)]
+/// The X-Hub-Signature-256 line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// There is none.
+    Absent,
+    /// One of the right size.
+    Given([u8; HEADER_LEN]),
+    /// Several, or one of another size.
+    Malformed,
+}
+
+/// The Expect line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// There is none.
+    Nothing,
+    /// `100-continue`.
+    Continue,
+    /// Something that nobody defined: 417.
+    Unknown,
+}
+
+/// What the edge needs of the header lines. Owned, since the lines are gone once the body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    pub method: Method,
-    pub length: usize,
-    pub has_length: bool,
+    /// Content-Length; `usize::MAX` for one that does not fit.
+    pub length: Option<usize>,
+    /// Who signed.
+    pub signature: Signature,
+    /// `Connection: close`, or HTTP/1.0 (whatever it asks for).
     pub close: bool,
-    pub expects_continue: bool,
-    pub text_preferred: bool,
-    pub has_forwarding: bool,
-    signature: Option<Vec<u8>>,
-    signature_is_there: bool,
-    authorization: Option<String>,
-    forwarded_for: String,
+    /// Whether the client waits for an interim answer.
+    pub expect: Expect,
+    /// There is a line that proxies add (X-Forwarded-*, Forwarded, X-Real-IP, Via).
+    pub forwarded: bool,
 }
 
-/// The methods that a route may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    #[default]
-    Other,
-}
-
-impl Head {
-    /// Refills it from `request`; `Err` if its body can't be told from the next request, or is too large.
-    pub fn read(&mut self, request: &Request<'_, '_, '_>) -> Result<(), Refused> {
-        self.reset(request);
-        let mut refused = None;
-        for header in request.headers() {
-            let (name, value) = (header.name, header.value);
-            // by length first: one comparison for most headers
-            match name.len() {
-                6 if name.eq_ignore_ascii_case("accept") => self.text_preferred = prefers_text(value),
-                6 if name.eq_ignore_ascii_case("expect") => {
-                    self.expects_continue = value.eq_ignore_ascii_case(b"100-continue");
-                }
-                9 if name.eq_ignore_ascii_case("forwarded") => self.has_forwarding = true,
-                9 if name.eq_ignore_ascii_case("x-real-ip") => self.has_forwarding = true,
-                10 if name.eq_ignore_ascii_case("connection") => self.connection(value),
-                13 if name.eq_ignore_ascii_case("authorization") => {
-                    self.authorization = std::str::from_utf8(value).ok().map(str::to_owned);
-                }
-                14 if name.eq_ignore_ascii_case("content-length") => {
-                    refused = refused.or(self.content_length(value).err());
-                }
-                15 if name.eq_ignore_ascii_case("x-forwarded-for") => self.forwarded(value),
-                17 if name.eq_ignore_ascii_case("transfer-encoding") => {
-                    refused = Some(Refused::TransferCoding)
-                }
-                19 if name.eq_ignore_ascii_case("x-hub-signature-256") => self.sign(value),
-                _ => {}
-            }
-        }
-        if self.method == Method::Post && !self.has_length {
-            refused = refused.or(Some(Refused::LengthRequired));
-        }
-        refused.map_or(Ok(()), Err)
-    }
-
-    fn reset(&mut self, request: &Request<'_, '_, '_>) {
-        self.method = match request.method() {
-            "GET" => Method::Get,
-            "HEAD" => Method::Head,
-            "POST" => Method::Post,
-            _ => Method::Other,
-        };
-        self.length = 0;
-        self.has_length = false;
-        self.close = request.version() == 0;
-        self.expects_continue = false;
-        self.text_preferred = false;
-        self.has_forwarding = false;
-        self.signature_is_there = false;
-        self.authorization = None;
-        self.forwarded_for.clear();
-    }
-
-    fn connection(&mut self, value: &[u8]) {
-        for token in value.split(|b| *b == b',') {
-            let token = token.trim_ascii();
-            self.close |= token.eq_ignore_ascii_case(b"close");
-            if token.eq_ignore_ascii_case(b"keep-alive") {
-                // HTTP/1.0 with keep-alive would need an answer of that version: it is closed all the same
-            }
-        }
-    }
-
-    fn content_length(&mut self, value: &[u8]) -> Result<(), Refused> {
-        let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-        if self.has_length || !digits {
-            return Err(Refused::BadLength);
-        }
-        self.has_length = true;
-        let length =
-            value.iter().try_fold(0_usize, |n, d| n.checked_mul(10)?.checked_add(usize::from(d - b'0')));
-        match length {
-            Some(length) if length <= BODY_MAX => {
-                self.length = length;
-                Ok(())
-            }
-            _ => Err(Refused::TooLarge),
-        }
-    }
-
-    /// Several lines are one list.
-    fn forwarded(&mut self, value: &[u8]) {
-        self.has_forwarding = true;
-        let Ok(text) = std::str::from_utf8(value) else { return };
-        let tail = text.get(text.len().saturating_sub(FORWARDED_MAX)..).unwrap_or_default();
-        if self.forwarded_for.len() + tail.len() <= 2 * FORWARDED_MAX {
-            if !self.forwarded_for.is_empty() {
-                self.forwarded_for.push(',');
-            }
-            self.forwarded_for.push_str(tail);
-        }
-    }
-
-    /// A second signature line makes it a wrong one.
-    fn sign(&mut self, value: &[u8]) {
-        let kept = self.signature.get_or_insert_default();
-        if self.signature_is_there {
-            kept.clear();
-        } else {
-            kept.clear();
-            kept.extend_from_slice(&value[..value.len().min(SIGNATURE_MAX)]);
-        }
-        self.signature_is_there = true;
-    }
-
-    pub fn signature(&self) -> Option<&[u8]> {
-        if self.signature_is_there { self.signature.as_deref() } else { None }
-    }
-
-    pub fn authorization(&self) -> Option<&str> {
-        self.authorization.as_deref()
-    }
-
-    pub fn forwarded_for(&self) -> &str {
-        &self.forwarded_for
-    }
-}
-
-/// Whether `Accept` puts text/plain or OpenMetrics before JSON. `*/*` alone means JSON.
-fn prefers_text(accept: &[u8]) -> bool {
-    let Ok(accept) = std::str::from_utf8(accept) else { return false };
-    let quality = |kinds: &[&str]| {
-        let of_kind = accept.split(',').filter_map(|part| {
-            let mut words = part.split(';').map(str::trim);
-            let kind = words.next()?;
-            kinds.iter().any(|k| kind.eq_ignore_ascii_case(k)).then_some(())?;
-            let q = words.find_map(|w| w.strip_prefix("q=")).and_then(|q| q.parse::<f32>().ok());
-            Some(q.unwrap_or(1.0))
-        });
-        of_kind.fold(0.0, f32::max)
+/// Reads the lines of a request of HTTP/1.`version`. `hops` is emptied and gets the end of all X-Forwarded-For lines.
+pub fn read<'h>(
+    version: u8,
+    lines: impl Iterator<Item = (&'h str, &'h [u8])>,
+    hops: &mut Vec<u8>,
+) -> Result<Head, BadFraming> {
+    hops.clear();
+    let mut head = Head {
+        length: None,
+        signature: Signature::Absent,
+        close: version == 0,
+        expect: Expect::Nothing,
+        forwarded: false,
     };
-    let text = quality(&["text/plain", "application/openmetrics-text"]);
-    text > 0.0 && text >= quality(&["application/json"])
+    for (name, value) in lines {
+        // by size first: of the lines that a request usually has, few share one
+        match name.len() {
+            14 if name.eq_ignore_ascii_case("content-length") => {
+                if head.length.is_some() {
+                    return Err(BadFraming::Length);
+                }
+                head.length = Some(length(value).ok_or(BadFraming::Length)?);
+            }
+            19 if name.eq_ignore_ascii_case("x-hub-signature-256") => {
+                head.signature = match (head.signature, value.try_into()) {
+                    (Signature::Absent, Ok(value)) => Signature::Given(value),
+                    _ => Signature::Malformed,
+                };
+            }
+            10 if name.eq_ignore_ascii_case("connection") => head.close |= has_token(value, b"close"),
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => return Err(BadFraming::TransferEncoding),
+            6 if name.eq_ignore_ascii_case("expect") => {
+                let known = value.eq_ignore_ascii_case(b"100-continue");
+                head.expect = if known { Expect::Continue } else { Expect::Unknown };
+            }
+            15 if name.eq_ignore_ascii_case("x-forwarded-for") => {
+                head.forwarded = true;
+                add_hops(hops, value);
+            }
+            3..=18 if is_forwarding(name) => head.forwarded = true,
+            _ => {}
+        }
+    }
+    if version == 0 && head.expect == Expect::Continue {
+        head.expect = Expect::Nothing; // RFC 9110, 10.1.1
+    }
+    Ok(head)
+}
+
+fn is_forwarding(name: &str) -> bool {
+    const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "via"];
+    name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case("x-forwarded-"))
+        || OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
+fn length(value: &[u8]) -> Option<usize> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(
+        value.iter().fold(0_usize, |n, digit| n.saturating_mul(10).saturating_add(usize::from(digit - b'0'))),
+    )
+}
+
+fn has_token(value: &[u8], token: &[u8]) -> bool {
+    value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+}
+
+fn add_hops(hops: &mut Vec<u8>, value: &[u8]) {
+    if !hops.is_empty() {
+        hops.push(b',');
+    }
+    hops.extend_from_slice(&value[value.len().saturating_sub(FORWARDED_MAX)..]);
+    let surplus = hops.len().saturating_sub(FORWARDED_MAX);
+    hops.drain(..surplus);
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn a_scraper_gets_text_and_a_browser_or_curl_gets_json() {
-        assert!(prefers_text(
-            b"application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
-        ));
-        assert!(prefers_text(b"text/plain"));
-        assert!(!prefers_text(b"*/*"));
-        assert!(!prefers_text(b"application/json"));
-        assert!(!prefers_text(b"text/plain;q=0.5, application/json"));
-        assert!(!prefers_text(b"text/html,application/xhtml+xml,*/*;q=0.8"));
+    fn of(lines: &[(&str, &str)]) -> Result<Head, BadFraming> {
+        read(1, lines.iter().map(|(name, value)| (*name, value.as_bytes())), &mut Vec::new())
     }
 
     #[test]
-    fn a_length_is_digits_once_and_bounded() {
-        let with = |values: &[&str]| {
-            let mut head = Head::default();
-            values.iter().try_for_each(|v| head.content_length(v.as_bytes())).map(|()| head.length)
-        };
-        assert_eq!(with(&["476"]), Ok(476));
-        assert_eq!(with(&["4194304"]), Ok(BODY_MAX));
-        assert_eq!(with(&["4194305"]), Err(Refused::TooLarge));
-        assert_eq!(with(&["99999999999999999999999999"]), Err(Refused::TooLarge));
-        for bad in ["", "+5", "-1", "5 5", "0x10", "5,5", "١"] {
-            assert_eq!(with(&[bad]), Err(Refused::BadLength), "{bad}");
+    fn one_length_of_digits_or_none() {
+        assert_eq!(of(&[]).map(|h| h.length), Ok(None));
+        assert_eq!(of(&[("content-LENGTH", "0042")]).map(|h| h.length), Ok(Some(42)));
+        assert_eq!(of(&[("Content-Length", &"9".repeat(40))]).map(|h| h.length), Ok(Some(usize::MAX)));
+        for bad in ["", "+5", "-5", "5 ", " 5", "5,5", "5, 5", "0x5", "5.0", "1e3", "five", "5 5", "٥"] {
+            assert_eq!(of(&[("Content-Length", bad)]), Err(BadFraming::Length), "{bad:?}");
         }
-        assert_eq!(with(&["5", "5"]), Err(Refused::BadLength));
+        assert_eq!(of(&[("Content-Length", "5"), ("content-length", "5")]), Err(BadFraming::Length));
+    }
+
+    #[test]
+    fn any_transfer_coding_is_refused() {
+        for value in ["chunked", "identity", "", "gzip, chunked", "\u{b}chunked"] {
+            assert_eq!(of(&[("Transfer-Encoding", value)]), Err(BadFraming::TransferEncoding));
+        }
+        let both = [("Content-Length", "5"), ("transfer-ENCODING", "chunked")];
+        assert_eq!(of(&both), Err(BadFraming::TransferEncoding));
+    }
+
+    #[test]
+    fn two_signatures_are_none() {
+        let good = format!("sha256={}", "a".repeat(64));
+        let given = of(&[("X-Hub-Signature-256", &good)]).expect("framing");
+        assert!(matches!(given.signature, Signature::Given(value) if value == good.as_bytes()));
+        let twice = of(&[("X-Hub-Signature-256", &good), ("x-hub-signature-256", &good)]).expect("framing");
+        assert_eq!(twice.signature, Signature::Malformed);
+        let short = of(&[("X-Hub-Signature-256", "sha256=00")]).expect("framing");
+        assert_eq!(short.signature, Signature::Malformed);
+    }
+
+    #[test]
+    fn close_is_a_token_among_others_and_http_1_0_always_closes() {
+        assert!(of(&[("Connection", "keep-alive, Close")]).expect("framing").close);
+        assert!(!of(&[("Connection", "closed")]).expect("framing").close);
+        let lines = [("Connection", "keep-alive".as_bytes())];
+        assert!(read(0, lines.into_iter(), &mut Vec::new()).expect("framing").close);
+    }
+
+    #[test]
+    fn the_nearest_hops_are_kept() {
+        let mut hops = vec![1, 2, 3];
+        let far = "1.1.1.1, ".repeat(200);
+        let lines = [("X-Forwarded-For", far.as_bytes()), ("x-forwarded-for", b"203.0.113.9")];
+        assert!(read(1, lines.into_iter(), &mut hops).expect("framing").forwarded);
+        assert!(hops.ends_with(b",203.0.113.9") && hops.len() == FORWARDED_MAX);
+    }
+
+    #[test]
+    fn what_proxies_add_is_noticed() {
+        for name in ["Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "x-forwarded-proto"] {
+            assert!(of(&[(name, "x")]).expect("framing").forwarded, "{name}");
+        }
+        assert!(!of(&[("User-Agent", "x"), ("Host", "x")]).expect("framing").forwarded);
+    }
+
+    proptest! {
+        #[test]
+        fn a_length_that_passes_is_one_that_the_crate_can_parse(value in "[ -~]{0,24}") {
+            if let Ok(head) = of(&[("Content-Length", &value)])
+                && let Some(n) = head.length
+                && n != usize::MAX
+            {
+                prop_assert_eq!(value.parse::<usize>(), Ok(n));
+            }
+        }
     }
 }

@@ -1,327 +1,219 @@
-//! What is at which path, and who may ask how often.
+//! What is where, and the answers of everything but the webhook's POST. Bodies of these requests are never looked at.
 //!
-//! The webhook's POST comes first and is the only hot one: verify over the raw bytes, parse, append, 200. It takes no
-//! lock and makes no string; an address is only looked up when something is wrong.
+//! Paths are exact (no trailing slash, no decoding); a query is ignored but for the handshake's. HEAD is answered like
+//! GET, without the body; may_minihttp can't leave a body out, so the guard writes that answer itself and closes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::Mutex;
-use ring::hmac;
-
-use super::guard::Guard;
-use super::head::{Head, Method};
-use super::rate::{Class, Limiter};
-use super::reply::{Answer, Form, retry_after};
-use super::service::Connection;
-use super::{ACK_SECONDS, BODY_BYTES, REQUESTS};
+use super::access::{self, Admission};
+use super::answer::{Answer, Body, content, retry_after};
+use super::counters::LIMITED;
+use super::rate::Class;
+use super::{Shared, fd};
 use crate::clock;
-use crate::config;
-use crate::inbox::Inbox;
-use crate::ops::Console;
-use crate::secret::Secret;
 use crate::webhook::handshake;
-use crate::webhook::parse::{NotUnderstood, Outcome, parse};
-use crate::webhook::signature::Verifier;
 
-/// How long a sender waits after a 503.
-const RETRY_STORE: &str = "Retry-After: 5";
-
-/// Shared by all connections.
-pub struct Edge {
-    pub guard: Guard,
-    pub inbox: Arc<dyn Inbox>,
-    console: Arc<dyn Console>,
-    verifier: Verifier,
-    verify_tokens: Vec<Secret>,
-    allow_unsigned: bool,
-    admin_token: Option<Secret>,
-    trusted: Vec<ipnet::IpNet>,
-    rates: config::Rates,
-    limiter: Mutex<Limiter>,
-}
-
-/// What was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Route {
+    /// `/whatsapp_response` and `/webhook`.
     Webhook,
-    Handshake(Vec<u8>),
+    /// `/health`.
     Health,
+    /// `/ready`.
     Ready,
-    Metrics {
-        text: bool,
-    },
-    ClearCache,
-    WarmUp,
-    NotFound,
-    /// With the `Allow` line.
-    NotAllowed(&'static str),
+    /// `/metrics` and `/metrics/prometheus`.
+    Metrics,
+    /// `/admin/cache/clear`.
+    CacheClear,
+    /// `/admin/cache/warmup`.
+    CacheWarmup,
+    /// Anything else.
+    Unknown,
+    /// Was no request at all; only for counting.
+    Malformed,
 }
 
 impl Route {
-    /// By path (without query, one slash at the end is ignored) and method.
-    pub fn of(target: &str, method: Method) -> Self {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let path = path.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(path);
-        let reads = matches!(method, Method::Get | Method::Head);
-        let read_only = |route| if reads { route } else { Self::NotAllowed("Allow: GET, HEAD") };
-        let post_only = |route| if method == Method::Post { route } else { Self::NotAllowed("Allow: POST") };
+    /// How many there are.
+    pub const COUNT: usize = 8;
+    /// Their labels.
+    pub const NAMES: [&str; Self::COUNT] =
+        ["webhook", "health", "ready", "metrics", "cache_clear", "cache_warmup", "unknown", "malformed"];
+
+    /// Of a path without its query.
+    pub fn of(path: &str) -> Self {
         match path {
-            "/whatsapp_response" | "/webhook" => match method {
-                Method::Post => Self::Webhook,
-                Method::Get | Method::Head => Self::Handshake(query.as_bytes().to_vec()),
-                Method::Other => Self::NotAllowed("Allow: GET, HEAD, POST"),
-            },
-            "/health" => read_only(Self::Health),
-            "/ready" => read_only(Self::Ready),
-            "/metrics" => read_only(Self::Metrics { text: false }),
-            "/metrics/prometheus" => read_only(Self::Metrics { text: true }),
-            "/admin/cache/clear" => post_only(Self::ClearCache),
-            "/admin/cache/warmup" => post_only(Self::WarmUp),
-            _ => Self::NotFound,
+            "/whatsapp_response" | "/webhook" => Self::Webhook,
+            "/health" => Self::Health,
+            "/ready" => Self::Ready,
+            "/metrics" | PROMETHEUS => Self::Metrics,
+            "/admin/cache/clear" => Self::CacheClear,
+            "/admin/cache/warmup" => Self::CacheWarmup,
+            _ => Self::Unknown,
         }
     }
 
-    fn index(&self) -> usize {
+    fn allow(self) -> &'static str {
         match self {
-            Self::Webhook => 0,
-            Self::Handshake(_) => 1,
-            Self::Health => 2,
-            Self::Ready => 3,
-            Self::Metrics { .. } => 4,
-            Self::ClearCache | Self::WarmUp => 5,
-            Self::NotFound | Self::NotAllowed(_) => 6,
+            Self::Webhook => "Allow: GET, HEAD, POST",
+            Self::CacheClear | Self::CacheWarmup => "Allow: POST",
+            _ => "Allow: GET, HEAD",
         }
     }
 }
 
-impl Edge {
-    pub fn new(
-        http: &config::Http,
-        webhook: &config::Webhook,
-        inbox: Arc<dyn Inbox>,
-        console: Arc<dyn Console>,
-    ) -> Self {
-        Self {
-            guard: Guard::new(http),
-            inbox,
-            console,
-            verifier: Verifier::new(&webhook.apps, webhook.allow_unsigned),
-            verify_tokens: webhook.verify_tokens.clone(),
-            allow_unsigned: webhook.allow_unsigned,
-            admin_token: http.admin_token.clone(),
-            trusted: http.trusted_proxies.clone(),
-            rates: http.rates,
-            limiter: Mutex::default(),
+const PROMETHEUS: &str = "/metrics/prometheus";
+
+/// The path and the query of a request target; a proxy may ask for `http://host/path`.
+pub fn split(target: &str) -> (&str, &str) {
+    let scheme = target.get(..8).map_or(0, |start| {
+        let start = start.to_ascii_lowercase();
+        if start.starts_with("http://") {
+            7
+        } else if start == "https://" {
+            8
+        } else {
+            0
+        }
+    });
+    let target = match scheme {
+        0 => target,
+        n => target[n..].find(['/', '?']).map_or("/", |at| &target[n + at..]),
+    };
+    target.split_once('?').unwrap_or((target, ""))
+}
+
+/// A request beside the webhook's POST.
+pub struct Ask<'r> {
+    /// Its method.
+    pub method: &'r str,
+    /// Without the query.
+    pub path: &'r str,
+    /// After the question mark.
+    pub query: &'r str,
+    /// The value of Accept.
+    pub accept: Option<&'r [u8]>,
+    /// The value of Authorization; `None` if there are several.
+    pub authorization: Option<&'r [u8]>,
+    /// A proxy has been here.
+    pub forwarded: bool,
+    /// Whose connection it is.
+    pub peer: Option<IpAddr>,
+    /// Who asks.
+    pub client: IpAddr,
+}
+
+/// The answer.
+pub fn answer(shared: &Shared, route: Route, ask: &Ask<'_>) -> Answer {
+    let reads = matches!(ask.method, "GET" | "HEAD");
+    match route {
+        Route::Unknown | Route::Malformed => Answer::fixed(404, r#"{"error":"not found"}"#),
+        Route::Webhook | Route::Health | Route::Ready | Route::Metrics if !reads => not_allowed(route),
+        Route::CacheClear | Route::CacheWarmup if ask.method != "POST" => not_allowed(route),
+        Route::Webhook => limited(shared, Class::Unverified, ask, |shared| handshake(shared, ask.query)),
+        Route::Health => limited(shared, Class::Health, ask, health),
+        Route::Ready => limited(shared, Class::Ready, ask, ready),
+        Route::Metrics => limited(shared, Class::Metrics, ask, |shared| metrics(shared, ask)),
+        Route::CacheClear | Route::CacheWarmup => {
+            limited(shared, Class::Admin, ask, |shared| admin(shared, route, ask))
         }
     }
+}
 
-    /// The last hop of X-Forwarded-For that is no trusted proxy, if the peer is one; else the peer.
-    pub fn client(&self, peer: IpAddr, forwarded_for: &str) -> IpAddr {
-        let is_trusted = |address: &IpAddr| self.trusted.iter().any(|net| net.contains(address));
-        let mut client = peer;
-        let mut hops = forwarded_for.rsplit(',').map(str::trim);
-        while is_trusted(&client) {
-            let Some(hop) = hops.next().filter(|hop| !hop.is_empty()) else { break };
-            match parse_hop(hop) {
-                Some(address) => client = address,
-                None => break,
-            }
-        }
-        client
+fn not_allowed(route: Route) -> Answer {
+    Answer::fixed(405, r#"{"error":"method not allowed"}"#).with(route.allow())
+}
+
+/// 429, to be sent again after `wait_us`.
+pub fn too_many(wait_us: u64) -> Answer {
+    LIMITED.inc();
+    Answer::fixed(429, r#"{"error":"too many requests"}"#).with(retry_after(wait_us))
+}
+
+fn limited(shared: &Shared, class: Class, ask: &Ask<'_>, then: impl FnOnce(&Shared) -> Answer) -> Answer {
+    match shared.take(class, ask.client, fd::micros(clock::monotonic())) {
+        Ok(()) => then(shared),
+        Err(wait_us) => too_many(wait_us),
     }
+}
 
-    fn rate(&self, class: Class) -> u32 {
-        match class {
-            Class::Health => self.rates.health,
-            Class::Ready => self.rates.ready,
-            Class::Metrics => self.rates.metrics,
-            Class::Admin => self.rates.admin,
-            Class::Unverified => self.rates.unverified,
-            Class::Webhook => self.rates.webhook,
+fn handshake(shared: &Shared, query: &str) -> Answer {
+    match handshake::challenge(query.as_bytes(), &shared.webhook.verify_tokens) {
+        Ok(challenge) => {
+            Answer { code: 200, content: content::TEXT, line: None, body: Body::Made(challenge) }
         }
+        Err(_) => Answer::fixed(403, r#"{"error":"verification failed"}"#),
     }
+}
 
-    fn health(&self) -> Answer {
-        let database = if self.console.database_connected() { "healthy" } else { "disconnected" };
-        let at = seconds();
-        match self.console.health() {
-            Ok(()) => json(
+fn seconds() -> f64 {
+    clock::now() as f64 / 1000.0
+}
+
+fn health(shared: &Shared) -> Answer {
+    match shared.console.health() {
+        Ok(()) => {
+            let database = if shared.console.database_connected() { "healthy" } else { "disconnected" };
+            Answer::made(
                 200,
                 format!(
-                    "{{\"status\":\"healthy\",\"timestamp\":{at},\"database\":\"{database}\",\"service\":\"whatsapp-webhook\"}}"
+                    r#"{{"status":"healthy","timestamp":{:.3},"database":"{database}","service":"whatsapp-webhook"}}"#,
+                    seconds()
                 ),
-            ),
-            Err(why) => json(
-                503,
-                format!(
-                    "{{\"status\":\"unhealthy\",\"error\":\"{why}\",\"timestamp\":{at},\"service\":\"whatsapp-webhook\"}}"
-                ),
-            ),
+            )
         }
-    }
-
-    fn ready(&self) -> Answer {
-        match self.console.ready() {
-            Ok(()) => json(200, format!("{{\"ready\":true,\"timestamp\":{}}}", seconds())),
-            Err(why) => json(503, format!("{{\"ready\":false,\"reason\":\"{why}\"}}")),
+        Err(error) => {
+            Answer::made(503, format!(r#"{{"status":"unhealthy","error":{}}}"#, quoted(error))).with(SOON)
         }
-    }
-
-    fn metrics(&self, text: bool) -> Answer {
-        if text {
-            Answer::made(200, Form::Prometheus, self.console.metrics_text().into_bytes())
-        } else {
-            json(200, self.console.metrics_json())
-        }
-    }
-
-    /// Bearer in constant time; without an ADMIN_TOKEN only this machine, and not through a proxy.
-    fn admit_admin(&self, peer: IpAddr, head: &Head) -> Result<(), Answer> {
-        let Some(token) = &self.admin_token else {
-            let local = peer.is_loopback() && !head.has_forwarding;
-            let refusal = "{\"error\":\"without ADMIN_TOKEN this is for a loopback client without forwarding headers\"}";
-            return if local { Ok(()) } else { Err(Answer::fixed(403, refusal)) };
-        };
-        let given = head.authorization().and_then(|a| {
-            let (scheme, rest) = a.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(rest.trim())
-        });
-        let key = hmac::Key::new(hmac::HMAC_SHA256, b"admin token");
-        let ours = hmac::sign(&key, token.reveal().as_bytes());
-        let fits = given.is_some_and(|g| hmac::verify(&key, g.as_bytes(), ours.as_ref()).is_ok());
-        let refusal = "{\"error\":\"this needs Authorization: Bearer and the ADMIN_TOKEN\"}";
-        if fits { Ok(()) } else { Err(Answer::with(401, refusal, "WWW-Authenticate: Bearer")) }
     }
 }
 
-impl Connection {
-    /// Answers a request whose body is read.
-    pub(super) fn answer(&mut self, route: Route, begun: Duration) -> Answer {
-        REQUESTS.inc(route.index());
-        match route {
-            Route::Webhook => self.webhook(begun),
-            Route::Handshake(query) => self.limited(Class::Unverified, |this| this.handshake(&query)),
-            Route::Health => self.limited(Class::Health, |this| this.edge.health()),
-            Route::Ready => self.limited(Class::Ready, |this| this.edge.ready()),
-            Route::Metrics { text } => self.limited(Class::Metrics, |this| {
-                let text = text || this.head.text_preferred;
-                this.edge.metrics(text)
-            }),
-            Route::ClearCache => self.admin(|edge| {
-                edge.console.clear_cache();
-                Answer::fixed(200, "{\"status\":\"success\",\"message\":\"Cache cleared\"}")
-            }),
-            Route::WarmUp => self.admin(|edge| match edge.console.warm_up_cache() {
-                Ok(()) => Answer::fixed(200, "{\"status\":\"success\",\"message\":\"Cache warmed up\"}"),
-                Err(why) => {
-                    log::warn!("warm-up: {why}");
-                    Answer::with(
-                        503,
-                        "{\"status\":\"error\",\"message\":\"the directory does not answer\"}",
-                        RETRY_STORE,
-                    )
-                }
-            }),
-            Route::NotFound => Answer::fixed(404, "{\"error\":\"there is nothing at this path\"}"),
-            Route::NotAllowed(allow) => Answer::with(405, "{\"error\":\"not with this method\"}", allow),
-        }
-    }
-
-    fn webhook(&mut self, begun: Duration) -> Answer {
-        let Some(ticket) = &mut self.ticket else { return Answer::fixed(500, "{\"error\":\"internal\"}") };
-        let signature = self.head.signature();
-        let (body, items) = ticket.body_and_items();
-        BODY_BYTES.add(body.len() as u64);
-        let Ok(app) = self.edge.verifier.verify(signature, body) else {
-            ticket.body().clear();
-            let refused = Answer::fixed(401, "{\"error\":\"X-Hub-Signature-256 is missing or wrong\"}");
-            return self.limited(Class::Unverified, |_| refused);
-        };
-        let outcome = parse(body, items);
-        if outcome == Outcome::Unparsed(NotUnderstood::NotJson)
-            && signature.is_none()
-            && self.edge.allow_unsigned
-        {
-            ticket.body().clear();
-            return Answer::fixed(400, "{\"error\":\"the body is not JSON\"}");
-        }
-        if self.edge.rates.webhook > 0
-            && let Some(limit) = self.over_limit(Class::Webhook)
-        {
-            if let Some(ticket) = &mut self.ticket {
-                ticket.body().clear();
-            }
-            return limit;
-        }
-        let Some(ticket) = &mut self.ticket else { return Answer::fixed(500, "{\"error\":\"internal\"}") };
-        match ticket.append(app) {
-            Ok(()) => {
-                ACK_SECONDS.observe(clock::monotonic() - begun);
-                Answer::fixed(200, "{\"status\":\"success\"}")
-            }
-            Err(_) => Answer::with(503, "{\"error\":\"can't be stored now, send it again\"}", RETRY_STORE),
-        }
-    }
-
-    fn handshake(&self, query: &[u8]) -> Answer {
-        match handshake::challenge(query, &self.edge.verify_tokens) {
-            Ok(challenge) => Answer::made(200, Form::Text, challenge),
-            Err(_) => {
-                Answer::fixed(403, "{\"error\":\"not a subscription with the verify token of this server\"}")
-            }
-        }
-    }
-
-    fn admin(&mut self, act: impl FnOnce(&Edge) -> Answer) -> Answer {
-        self.limited(Class::Admin, |this| {
-            let peer = this.peer();
-            match this.edge.admit_admin(peer, &this.head) {
-                Ok(()) => act(&this.edge),
-                Err(refused) => refused,
-            }
-        })
-    }
-
-    /// Counts the request against its client's limit first.
-    fn limited(&mut self, class: Class, answer: impl FnOnce(&mut Self) -> Answer) -> Answer {
-        match self.over_limit(class) {
-            Some(limit) => limit,
-            None => answer(self),
-        }
-    }
-
-    fn over_limit(&mut self, class: Class) -> Option<Answer> {
-        let per_minute = self.edge.rate(class);
-        if per_minute == 0 {
-            return None;
-        }
-        let client = self.client();
-        let passed = self.edge.limiter.lock().pass(class, client, per_minute, clock::monotonic());
-        let wait = passed.err()?;
-        Some(Answer::with(
-            429,
-            "{\"error\":\"too many requests from this address\"}",
-            retry_after(wait.as_secs() + 1),
-        ))
+fn ready(shared: &Shared) -> Answer {
+    match shared.console.ready() {
+        Ok(()) => Answer::made(200, format!(r#"{{"ready":true,"timestamp":{:.3}}}"#, seconds())),
+        Err(why) => Answer::made(503, format!(r#"{{"ready":false,"reason":{}}}"#, quoted(why))).with(SOON),
     }
 }
 
-/// An address of X-Forwarded-For, with or without a port or brackets.
-fn parse_hop(hop: &str) -> Option<IpAddr> {
-    let plain = hop.parse::<IpAddr>().ok();
-    let with_port = || hop.parse::<std::net::SocketAddr>().ok().map(|a| a.ip());
-    let bracketed = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    plain.or_else(with_port).or_else(bracketed).map(|address| address.to_canonical())
+/// For what passes by itself.
+pub const SOON: &str = "Retry-After: 5";
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
-fn json(status: u16, text: String) -> Answer {
-    Answer::made(status, Form::Json, text.into_bytes())
+fn metrics(shared: &Shared, ask: &Ask<'_>) -> Answer {
+    if ask.path == PROMETHEUS || ask.accept.is_some_and(access::prefers_text) {
+        let text = shared.console.metrics_text().into_bytes();
+        return Answer { code: 200, content: content::PROMETHEUS, line: None, body: Body::Made(text) };
+    }
+    Answer::made(200, shared.console.metrics_json())
 }
 
-fn seconds() -> String {
-    format!("{:.3}", clock::now() as f64 / 1000.0)
+fn admin(shared: &Shared, route: Route, ask: &Ask<'_>) -> Answer {
+    match access::admit(shared.http.admin_token.as_ref(), ask.authorization, ask.peer, ask.forwarded) {
+        Admission::Granted => {}
+        Admission::Unauthorized => {
+            return Answer::fixed(401, r#"{"error":"a right bearer token is needed"}"#)
+                .with("WWW-Authenticate: Bearer");
+        }
+        Admission::Forbidden => {
+            return Answer::fixed(403, r#"{"error":"only from this machine, or set ADMIN_TOKEN"}"#);
+        }
+    }
+    if route == Route::CacheClear {
+        shared.console.clear_cache();
+        return Answer::fixed(200, r#"{"status":"success","message":"Cache cleared"}"#);
+    }
+    match shared.console.warm_up_cache() {
+        Ok(()) => Answer::fixed(200, r#"{"status":"success","message":"Cache warmed up"}"#),
+        Err(cause) => {
+            log::warn!("cache not warmed up: {cause}");
+            Answer::fixed(503, r#"{"status":"error","message":"the directory can't be read"}"#).with(SOON)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -329,29 +221,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_lead_to_routes_and_methods_are_named() {
-        assert_eq!(Route::of("/webhook", Method::Post), Route::Webhook);
-        assert_eq!(Route::of("/whatsapp_response/", Method::Post), Route::Webhook);
-        assert_eq!(Route::of("/webhook?a=b", Method::Get), Route::Handshake(b"a=b".to_vec()));
-        assert_eq!(Route::of("/webhook", Method::Other), Route::NotAllowed("Allow: GET, HEAD, POST"));
-        assert_eq!(Route::of("/health?x", Method::Head), Route::Health);
-        assert_eq!(Route::of("/health", Method::Post), Route::NotAllowed("Allow: GET, HEAD"));
-        assert_eq!(Route::of("/admin/cache/clear", Method::Get), Route::NotAllowed("Allow: POST"));
-        assert_eq!(Route::of("/", Method::Get), Route::NotFound);
-        assert_eq!(Route::of("/webhook/x", Method::Post), Route::NotFound);
+    fn paths_are_exact() {
+        assert_eq!(Route::of("/webhook"), Route::Webhook);
+        assert_eq!(Route::of("/metrics/prometheus"), Route::Metrics);
+        for other in ["", "/", "/webhook/", "//webhook", "/Webhook", "/webhook%20", "/health/x", "*"] {
+            assert_eq!(Route::of(other), Route::Unknown, "{other}");
+        }
+        assert_eq!(Route::NAMES[Route::Malformed as usize], "malformed");
     }
 
     #[test]
-    fn hops_may_have_ports_and_brackets() {
-        for (hop, address) in [
-            ("1.2.3.4", "1.2.3.4"),
-            ("1.2.3.4:5678", "1.2.3.4"),
-            ("[2a03::1]:443", "2a03::1"),
-            ("[2a03::1]", "2a03::1"),
-            ("::ffff:1.2.3.4", "1.2.3.4"),
-        ] {
-            assert_eq!(parse_hop(hop), address.parse().ok(), "{hop}");
-        }
-        assert_eq!(parse_hop("unknown"), None);
+    fn a_target_may_be_absolute() {
+        assert_eq!(split("/webhook?a=b?c"), ("/webhook", "a=b?c"));
+        assert_eq!(split("http://host:80/webhook?x"), ("/webhook", "x"));
+        assert_eq!(split("HTTPS://host/health"), ("/health", ""));
+        assert_eq!(split("http://host"), ("/", ""));
+        assert_eq!(split("http://h"), ("/", ""));
+        assert_eq!(split("/é"), ("/é", ""));
+        assert_eq!(split(""), ("", ""));
     }
 }

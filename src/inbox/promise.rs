@@ -76,7 +76,7 @@ impl<T> Promise<T> {
             if left.is_zero() {
                 return None;
             }
-            if self.slot.blocker.park(Some(left)).is_err() {
+            if self.slot.blocker.park(Some(left.max(clock::TIMER_MIN))).is_err() {
                 clock::back_to_worker();
             }
         }

@@ -111,7 +111,8 @@ fn modules_use_only_what_is_right_of_them() {
     let mut faults = Vec::new();
     for (path, text) in sources() {
         let Ok(inside) = path.strip_prefix("src") else { continue };
-        let module = inside.iter().next().and_then(|m| m.to_str()).unwrap_or_default().trim_end_matches(".rs");
+        let module =
+            inside.iter().next().and_then(|m| m.to_str()).unwrap_or_default().trim_end_matches(".rs");
         let Some(uses) = allowed.get(module) else { continue };
         // tests inside a file may reach further
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();

@@ -1,0 +1,203 @@
+//! The webhook's POST: the hottest code of the product.
+//!
+//! In its order: what the header alone refuses; the body into the connection's ticket; the signature over the raw bytes;
+//! the items; the inbox; 200. Nothing is formatted, logged or locked on the way to a 200, and nothing is allocated but
+//! what the connection keeps. The clock is read twice.
+//!
+//! A right signature is never limited (unless RATE_LIMIT_WEBHOOK is set), so it has to be checked even from an address
+//! that is over RATE_LIMIT_UNVERIFIED. What a flood of wrong ones can cost is bounded all the same: requests without a
+//! signature line of the right form are refused unread, small bodies cost no more to check than any request costs, and
+//! the larger ones of all addresses over the limit together draw on one budget of bytes a second.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use may_minihttp::{Request, Response};
+
+use super::answer::Answer;
+use super::connection::{Connection, DISCARD_MAX};
+use super::counters::{ACK_SECONDS, BODY_BYTES, CROWDED};
+use super::head::{Head, Signature};
+use super::rate::Class;
+use super::routes::{Route, SOON, too_many};
+use super::sweep::now_ms;
+use super::table::Phase;
+use super::{LARGE_BODIES_MAX, Shared, fd};
+use crate::clock;
+use crate::event::BODY_MAX;
+use crate::inbox::{Refusal, Ticket};
+use crate::webhook::parse::{NotUnderstood, Outcome, parse};
+
+/// Bodies up to this size are kept room for, need no permit, and are checked whoever sent them, in bytes.
+const SMALL_BODY: usize = 64 << 10;
+
+/// So many items are kept room for.
+const ITEMS_KEPT: usize = 1000;
+
+impl Connection {
+    /// Answers a POST of the webhook. `started`: when its header was complete.
+    pub(super) fn post(
+        &mut self,
+        req: Request<'_, '_, '_>,
+        head: &Head,
+        started: Duration,
+        out: &mut Response<'_>,
+    ) {
+        const ROUTE: Route = Route::Webhook;
+        let Some(length) = head.length else {
+            return self.refuse_with(
+                ROUTE,
+                Answer::fixed(411, r#"{"error":"Content-Length is missing"}"#),
+                out,
+            );
+        };
+        if length > BODY_MAX {
+            return self.refuse_with(ROUTE, Answer::fixed(413, r#"{"error":"the body is over 4 MiB"}"#), out);
+        }
+        if let Some(answer) = self.refuse_unread(head, length, started) {
+            if length > DISCARD_MAX {
+                return self.refuse_with(ROUTE, answer, out);
+            }
+            self.let_send(head);
+            if !self.discard_body(req, length) {
+                return self.refuse_cut_off(ROUTE, out);
+            }
+            return self.reply(ROUTE, answer, out);
+        }
+        let Some(permit) = Permit::take(&self.shared, length) else {
+            CROWDED.inc();
+            let answer = Answer::fixed(503, r#"{"error":"too many large bodies at once"}"#).with(SOON);
+            return self.refuse_with(ROUTE, answer, out);
+        };
+        self.let_send(head);
+        let mut ticket = self.ticket.take().unwrap_or_else(|| self.shared.inbox.ticket());
+        let body = ticket.body();
+        body.clear();
+        // no more than may have come: a length is only a claim
+        body.reserve(length.min(SMALL_BODY));
+        self.read_body(req, length, |bytes| body.extend_from_slice(bytes));
+        let whole = body.len() == length && self.entry.go(Phase::Work, now_ms());
+        if !whole {
+            forget(&mut *ticket, length);
+            self.ticket = Some(ticket);
+            return self.refuse_cut_off(ROUTE, out);
+        }
+        BODY_BYTES.add(length as u64);
+        let answer = self.take_in(&mut *ticket, head, length, started);
+        self.ticket = Some(ticket);
+        drop(permit);
+        match answer {
+            None => {
+                ACK_SECONDS.observe(clock::monotonic().saturating_sub(started));
+                self.reply_ack(out);
+            }
+            Some(answer) => self.reply(ROUTE, answer, out),
+        }
+    }
+
+    /// What can be refused by the header alone.
+    fn refuse_unread(&mut self, head: &Head, length: usize, now: Duration) -> Option<Answer> {
+        let now_us = fd::micros(now);
+        match head.signature {
+            Signature::Given(_) => {}
+            Signature::Absent if self.shared.webhook.allow_unsigned => return None,
+            Signature::Absent | Signature::Malformed => return Some(self.unverified(now_us)),
+        }
+        if length <= SMALL_BODY || self.shared.http.rates.unverified == 0 {
+            return None;
+        }
+        let client = self.client();
+        self.shared.may_check(client, length as u64, now_us).err().map(too_many)
+    }
+
+    /// Counts against the sender of a body without a right signature: 401, or 429 once there were too many.
+    fn unverified(&mut self, now_us: u64) -> Answer {
+        let client = self.client();
+        match self.shared.take(Class::Unverified, client, now_us) {
+            Ok(()) => Answer::fixed(401, r#"{"error":"the signature is missing or wrong"}"#),
+            Err(wait_us) => too_many(wait_us),
+        }
+    }
+
+    /// Verifies, indexes and stores the body in the ticket; `None` once it is durable.
+    fn take_in(
+        &mut self,
+        ticket: &mut dyn Ticket,
+        head: &Head,
+        length: usize,
+        started: Duration,
+    ) -> Option<Answer> {
+        let signature = match &head.signature {
+            Signature::Given(value) => Some(value.as_slice()),
+            Signature::Absent | Signature::Malformed => None,
+        };
+        let Ok(app) = self.shared.verifier.verify(signature, ticket.body()) else {
+            forget(ticket, length);
+            return Some(self.unverified(fd::micros(started)));
+        };
+        if signature.is_some() && self.shared.http.rates.webhook > 0 {
+            let client = self.client();
+            if let Err(wait_us) = self.shared.take(Class::Webhook, client, fd::micros(started)) {
+                forget(ticket, length);
+                return Some(too_many(wait_us));
+            }
+        }
+        let (body, items) = ticket.body_and_items();
+        let outcome = parse(body, items);
+        if signature.is_none() && outcome == Outcome::Unparsed(NotUnderstood::NotJson) {
+            forget(ticket, length);
+            return Some(Answer::fixed(400, r#"{"error":"the body is not JSON"}"#));
+        }
+        let stored = ticket.append(app);
+        if length > SMALL_BODY {
+            forget(ticket, length);
+        }
+        stored.err().map(refused)
+    }
+}
+
+/// Empties the ticket's buffers, and gives those of a large body back.
+fn forget(ticket: &mut dyn Ticket, length: usize) {
+    ticket.body().clear();
+    ticket.body_and_items().1.clear();
+    if length > SMALL_BODY {
+        ticket.body().shrink_to(SMALL_BODY);
+        ticket.body_and_items().1.shrink_to(ITEMS_KEPT);
+    }
+}
+
+fn refused(refusal: Refusal) -> Answer {
+    let json = match refusal {
+        Refusal::Poisoned => r#"{"error":"the store failed"}"#,
+        Refusal::Full => r#"{"error":"the store is busy"}"#,
+        Refusal::Late => r#"{"error":"the store is slow"}"#,
+        Refusal::Draining => r#"{"error":"stopping"}"#,
+    };
+    Answer::fixed(503, json).with(SOON)
+}
+
+/// Room for a large body, given back on drop.
+struct Permit {
+    shared: Option<Arc<Shared>>,
+    size: usize,
+}
+
+impl Permit {
+    fn take(shared: &Arc<Shared>, length: usize) -> Option<Self> {
+        if length <= SMALL_BODY {
+            return Some(Self { shared: None, size: 0 });
+        }
+        let permit = Self { shared: Some(Arc::clone(shared)), size: length };
+        let before = shared.large_bodies.fetch_add(length, Relaxed);
+        (before + length <= LARGE_BODIES_MAX).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.large_bodies.fetch_sub(self.size, Relaxed);
+        }
+    }
+}
