@@ -26,6 +26,8 @@ use crate::inbox::{Feed, Inbox, Work};
 
 /// Turns started under one lock by the scheduler.
 const BATCH: usize = 64;
+/// How often it is looked for a timer that is overdue by as much.
+const OVERDUE_LOOK: Duration = Duration::from_millis(500);
 /// How often a drain looks.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -82,6 +84,7 @@ impl Dispatcher {
         // before the store's head is read, so that no item falls between what it holds and what is offered
         this.inbox.feed(this.clone());
         let loaded = this.load()?;
+        this.watch_timers();
         let scheduler = this.clone();
         may::go!(move || scheduler.live(loaded));
         Ok(this)
@@ -128,6 +131,24 @@ impl Dispatcher {
         HELD.set(gauges.holds as i64);
         OPENS.set(gauges.opens as i64);
         gauges
+    }
+
+    /// A timer of `may` can be lost (see [`clock::TIMER_MIN`]); this thread notices one that is overdue.
+    fn watch_timers(self: &Arc<Self>) {
+        let this = Arc::downgrade(self);
+        let watch = move || {
+            loop {
+                clock::sleep(OVERDUE_LOOK);
+                let Some(this) = this.upgrade() else { return };
+                let armed = this.armed.load(SeqCst);
+                if armed.saturating_add(nanos(OVERDUE_LOOK)) < nanos(clock::monotonic()) {
+                    this.wake();
+                }
+            }
+        };
+        if let Err(e) = std::thread::Builder::new().name("turn-timers".to_owned()).spawn(watch) {
+            log::error!("dispatcher: no thread can be started: {e}");
+        }
     }
 
     /// Makes the scheduler look.
@@ -239,8 +260,7 @@ impl Wake {
     }
 
     fn wait(&self, timeout: Option<Duration>) {
-        // a timer of zero would be no timer to `may`
-        let timeout = timeout.map(|t| t.max(Duration::from_millis(1)));
+        let timeout = timeout.map(|t| t.max(clock::TIMER_MIN));
         if let Some(blocker) = self.blocker.get()
             && !self.is_set.load(SeqCst)
             && blocker.park(timeout).is_err()
