@@ -1,0 +1,196 @@
+//! What can be asked for, and what is refused because it makes no sense.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Descriptors that are needed besides one for each user: the store, the simulated Graph's connections, ..
+const FDS_SPARE: u64 = 600;
+/// The longest run, in seconds: times are kept in 32 bits of 10 us.
+const DURATION_MAX: u64 = 6 * 3600;
+/// Conversations: how many pairs the server paces.
+const CONVERSATIONS_MAX: u64 = 100_000;
+/// Messages that a conversation shall have at most, so that the limit of a pair (45 in a burst, then one in 6 s) is not
+/// what is measured.
+const MESSAGES_PER_CONVERSATION: u64 = 30;
+/// What a closed loop is taken to reach a second, to choose the number of conversations.
+const GUESS_PER_SECOND: u64 = 12_000;
+/// Updates in one POST, as Meta bounds them.
+const BATCH_MAX: u64 = 1000;
+
+/// Signed load on a real server, with the Graph API simulated; every message is followed by its id to its answer.
+///
+/// Exit codes: 0 all as it should be; 1 a line is red; 64 options that make no sense; 130 interrupted.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "loadtest", version)]
+pub struct Args {
+    /// Keep-alive connections, each posting one request after the other
+    #[arg(long, default_value_t = 500)]
+    pub users: u64,
+    /// Seconds of load; after it the server answers what it acknowledged
+    #[arg(long, default_value_t = 30)]
+    pub duration: u64,
+    /// Open loop: messages a second over all users, latencies counted from the intended time; without it a closed
+    /// loop, each user as fast as the server answers
+    #[arg(long)]
+    pub rate: Option<u64>,
+    /// Conversations, spread over users and businesses; by default so many that no pair limit is met
+    #[arg(long)]
+    pub conversations: Option<u64>,
+    /// Businesses, each with its own number and token
+    #[arg(long, default_value_t = 20)]
+    pub businesses: u64,
+    /// Of 100 requests, how many are posted a second time
+    #[arg(long, default_value_t = 0)]
+    pub duplicates: u64,
+    /// Messages in one request, of different businesses
+    #[arg(long, default_value_t = 1)]
+    pub batch: u64,
+    /// Delivery statuses instead of messages: nothing is answered, the 200 alone is measured
+    #[arg(long, visible_alias = "ack-only")]
+    pub statuses: bool,
+    /// The simulated Graph also posts sent, delivered and read for every reply, as Meta does
+    #[arg(long)]
+    pub receipts: bool,
+    /// Red below this many 200s a second
+    #[arg(long)]
+    pub min_rate: Option<u64>,
+    /// Red if the 99th percentile of the time to the 200 is above this, in ms
+    #[arg(long)]
+    pub max_p99: Option<u64>,
+    /// Red if the 99th percentile of the time to the answer is above this, in ms
+    #[arg(long)]
+    pub max_answer_p99: Option<u64>,
+    /// Red if the server was ever larger than this, in MiB resident
+    #[arg(long)]
+    pub max_rss: Option<u64>,
+    /// Seconds without any answer after which the drain is given up
+    #[arg(long, default_value_t = 30)]
+    pub patience: u64,
+    /// The server's executable; by default the one beside this program, built first if need be
+    #[arg(long, env = "LOADTEST_SERVER")]
+    pub server: Option<PathBuf>,
+    /// A folder on a real disk for the server's data; by default beside this program; removed at the end
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// A setting for the server, NAME=VALUE; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+}
+
+impl Args {
+    /// How many conversations there are.
+    pub fn conversations(&self) -> u64 {
+        self.conversations.unwrap_or_else(|| {
+            let messages = self.rate.unwrap_or(GUESS_PER_SECOND).saturating_mul(self.duration);
+            let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users);
+            // whole rounds: every user has as many as the next
+            enough.min(CONVERSATIONS_MAX).div_ceil(self.users.max(1)) * self.users
+        })
+    }
+
+    /// Everything that makes no sense. `open_files_max`: what one process may open.
+    pub fn faults(&self, open_files_max: u64) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut refuse = |is_bad: bool, why: String| {
+            if is_bad {
+                faults.push(why);
+            }
+        };
+        refuse(self.users == 0, "--users 0: nobody would post".to_owned());
+        refuse(
+            self.users.saturating_add(FDS_SPARE) > open_files_max,
+            format!(
+                "--users {}: each needs a descriptor, and {FDS_SPARE} more are needed, but `ulimit -n` is \
+                 {open_files_max}; raise it or take fewer",
+                self.users
+            ),
+        );
+        refuse(
+            !(1..=DURATION_MAX).contains(&self.duration),
+            format!("--duration {}: must be 1 to {DURATION_MAX} seconds", self.duration),
+        );
+        refuse(self.rate == Some(0), "--rate 0: nothing would be posted; leave it out for a closed loop".to_owned());
+        refuse(
+            self.rate.is_some_and(|rate| rate > 1_000_000),
+            "--rate: above 1,000,000 a second nothing is measured but this program".to_owned(),
+        );
+        refuse(
+            !(1..=10_000).contains(&self.businesses),
+            format!("--businesses {}: must be 1 to 10000", self.businesses),
+        );
+        refuse(
+            self.duplicates > 100,
+            format!("--duplicates {}: it is a share of 100 requests", self.duplicates),
+        );
+        refuse(
+            !(1..=BATCH_MAX).contains(&self.batch),
+            format!("--batch {}: Meta puts 1 to {BATCH_MAX} into a request", self.batch),
+        );
+        let conversations = self.conversations();
+        refuse(
+            conversations < self.users || conversations > CONVERSATIONS_MAX,
+            format!(
+                "--conversations {conversations}: must be at least one for each of {} users, at most \
+                 {CONVERSATIONS_MAX}",
+                self.users
+            ),
+        );
+        refuse(
+            self.statuses && (self.receipts || self.max_answer_p99.is_some()),
+            "--statuses: nothing is answered, so --receipts and --max-answer-p99 have no meaning".to_owned(),
+        );
+        refuse(self.patience == 0, "--patience 0: no drain can be waited for".to_owned());
+        for setting in &self.settings {
+            let name = setting.split_once('=').map(|(name, _)| name).filter(|name| !name.is_empty());
+            refuse(name.is_none(), "--env: must be NAME=VALUE".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(arguments: &[&str]) -> Vec<String> {
+        let all = std::iter::once(&"loadtest").chain(arguments);
+        Args::try_parse_from(all).expect("parses").faults(20_000)
+    }
+
+    #[test]
+    fn the_defaults_make_sense() {
+        assert_eq!(faults(&[]), Vec::<String>::new());
+        assert_eq!(faults(&["--rate", "1000", "--duplicates", "10", "--batch", "5"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_option_that_makes_no_sense_is_named() {
+        for bad in [
+            &["--users", "0"][..],
+            &["--users", "19500"],
+            &["--duration", "0"],
+            &["--rate", "0"],
+            &["--businesses", "0"],
+            &["--duplicates", "101"],
+            &["--batch", "0"],
+            &["--batch", "1001"],
+            &["--conversations", "3"],
+            &["--statuses", "--receipts"],
+            &["--patience", "0"],
+            &["--env", "X"],
+        ] {
+            let faults = faults(bad);
+            assert!(faults.iter().any(|f| f.starts_with(bad[0])), "{bad:?}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn conversations_are_enough_and_even() {
+        let args = Args::try_parse_from(["loadtest", "--rate", "1000", "--duration", "60"]).expect("parses");
+        assert_eq!(args.conversations(), 2000);
+        let args = Args::try_parse_from(["loadtest", "--users", "7", "--rate", "1"]).expect("parses");
+        assert_eq!(args.conversations(), 7);
+        assert_eq!(args.conversations() % args.users, 0);
+    }
+}

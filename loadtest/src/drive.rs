@@ -1,0 +1,295 @@
+//! The users: each a coroutine with one connection, posting one signed request after the other until it is told to stop.
+//!
+//! What gets no 200 is posted again, unchanged, as Meta does it, until it gets one. In a closed loop the next request
+//! follows the 200 of the last. In an open loop requests have a time each, and latencies count from it, so that a server
+//! that stalls is charged for all who would have come meanwhile.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use may::coroutine::JoinHandle;
+use whatsapp_webhook::clock;
+
+use crate::client::Client;
+use crate::compose::{Composer, Said};
+use crate::ledger::Ledger;
+use crate::timing::Recorder;
+
+/// The longest that an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// After the end, how long a request without a 200 is still posted again.
+const INSIST: Duration = Duration::from_secs(15);
+/// The first pause before a request is posted again; it doubles up to the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A wait is cut into pieces of this length, so that a stop is seen.
+const SLICE: Duration = Duration::from_millis(100);
+/// Stack of a user's coroutine, in words.
+const STACK_WORDS: usize = (64 << 10) / size_of::<usize>();
+/// One of so many requests is kept, to be posted again much later as a duplicate.
+const KEEP_ONE_OF: u64 = 16;
+
+/// What all users share.
+pub struct Load {
+    /// What is posted.
+    pub plan: Plan,
+    /// Messages and answers.
+    pub ledger: Ledger,
+    /// Request to 200.
+    pub acks: Recorder,
+    /// Message to answer.
+    pub answers: Recorder,
+    /// Counted.
+    pub counts: Counts,
+    /// Ends the load.
+    pub stop: AtomicBool,
+    /// Ends everything: nothing is posted again either.
+    pub abandon: AtomicBool,
+    go: AtomicBool,
+    start_us: AtomicU64,
+    ready: AtomicU64,
+}
+
+/// What is posted.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to.
+    pub server: SocketAddr,
+    /// Signs.
+    pub app_secret: String,
+    /// Connections.
+    pub users: u32,
+    /// Conversations; at least one for each user.
+    pub conversations: u32,
+    /// Messages in a request.
+    pub batch: u32,
+    /// Of 100 requests, how many are posted twice.
+    pub duplicates: u64,
+    /// Statuses instead of messages.
+    pub statuses: bool,
+    /// Open loop: time between two requests over all users.
+    pub every: Option<Duration>,
+    /// Tells the ids of this run from others.
+    pub run: u32,
+}
+
+/// Counted while the load runs.
+#[derive(Default)]
+pub struct Counts {
+    /// Requests that got their 200, duplicates included.
+    pub acked: AtomicU64,
+    /// Of them, duplicates.
+    pub duplicates: AtomicU64,
+    /// Answers with another status.
+    pub refused: AtomicU64,
+    /// 503 among them.
+    pub busy: AtomicU64,
+    /// Connections that broke, were refused or timed out.
+    pub broken: AtomicU64,
+    /// Requests that never got a 200.
+    pub given_up: AtomicU64,
+    /// Bytes of all bodies that got their 200.
+    pub bytes: AtomicU64,
+}
+
+impl Load {
+    /// Nothing runs yet.
+    pub fn new(plan: Plan, ledger: Ledger) -> Self {
+        Self {
+            plan,
+            ledger,
+            acks: Recorder::new(),
+            answers: Recorder::new(),
+            counts: Counts::default(),
+            stop: AtomicBool::new(false),
+            abandon: AtomicBool::new(false),
+            go: AtomicBool::new(false),
+            start_us: AtomicU64::new(0),
+            ready: AtomicU64::new(0),
+        }
+    }
+
+    /// Starts the users; they connect and wait for [`Load::go`].
+    pub fn start(self: &Arc<Self>) -> std::io::Result<Vec<JoinHandle<()>>> {
+        let user = |id| {
+            let load = Arc::clone(self);
+            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id).run())
+        };
+        (0..self.plan.users).map(user).collect()
+    }
+
+    /// How many users tried to connect.
+    pub fn ready(&self) -> u64 {
+        self.ready.load(Relaxed)
+    }
+
+    /// The load begins.
+    pub fn go(&self) {
+        self.start_us.store(now_us(), Relaxed);
+        self.go.store(true, Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Relaxed) || self.abandon.load(Relaxed)
+    }
+}
+
+/// Microseconds since the process started.
+pub fn now_us() -> u64 {
+    clock::monotonic().as_micros() as u64
+}
+
+struct User {
+    load: Arc<Load>,
+    id: u32,
+    client: Client,
+    composer: Composer,
+    dice: u64,
+    /// Requests so far, and of statuses the number that makes each unique.
+    posted: u64,
+    /// Which of its conversations is next.
+    cursor: u32,
+    said: Vec<Said>,
+    old: Vec<u8>,
+}
+
+impl User {
+    fn new(load: Arc<Load>, id: u32) -> Self {
+        let client = Client::new(load.plan.server, ANSWER_TIMEOUT);
+        let composer = Composer::new(&load.plan.app_secret, load.plan.run);
+        let dice = (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self { load, id, client, composer, dice, posted: 0, cursor: 0, said: Vec::new(), old: Vec::new() }
+    }
+
+    fn run(mut self) {
+        if self.client.connect().is_err() {
+            self.load.counts.broken.fetch_add(1, Relaxed);
+        }
+        self.load.ready.fetch_add(1, Relaxed);
+        while !self.load.go.load(Relaxed) {
+            if self.load.is_stopped() {
+                return;
+            }
+            clock::sleep(Duration::from_millis(2));
+        }
+        while let Some(intended_us) = self.next_time() {
+            self.compose(intended_us);
+            if !self.deliver(intended_us) {
+                return;
+            }
+            if self.load.plan.duplicates > 0 && self.throw() % 100 < self.load.plan.duplicates {
+                self.again();
+            }
+        }
+    }
+
+    /// Waits for the time of the next request; `None`: the load is over.
+    fn next_time(&self) -> Option<u64> {
+        let Some(every) = self.load.plan.every else {
+            return (!self.load.is_stopped()).then(now_us);
+        };
+        let nth = u64::from(self.id) + self.posted * u64::from(self.load.plan.users);
+        let offset_us = (every.as_nanos() * u128::from(nth) / 1000) as u64;
+        let at_us = self.load.start_us.load(Relaxed) + offset_us;
+        loop {
+            if self.load.is_stopped() {
+                return None;
+            }
+            let left = at_us.saturating_sub(now_us());
+            if left == 0 {
+                return Some(at_us);
+            }
+            clock::sleep(Duration::from_micros(left).min(SLICE));
+        }
+    }
+
+    fn compose(&mut self, intended_us: u64) {
+        let plan = &self.load.plan;
+        let own = (plan.conversations - self.id).div_ceil(plan.users);
+        self.said.clear();
+        for index in 0..plan.batch {
+            let conversation = self.id + self.cursor * plan.users;
+            self.cursor = (self.cursor + 1) % own;
+            let nth = if plan.statuses {
+                (self.posted * u64::from(plan.batch) + u64::from(index)) as u32
+            } else {
+                self.load.ledger.sent(conversation, intended_us)
+            };
+            let business = self.load.ledger.business(conversation);
+            self.said.push(Said { conversation, nth, business });
+        }
+        let timestamp = clock::now() / 1000;
+        if plan.statuses {
+            self.composer.statuses(&self.said, timestamp);
+        } else {
+            self.composer.messages(&self.said, timestamp);
+        }
+        self.posted += 1;
+    }
+
+    /// Posts until there is a 200; false: given up.
+    fn deliver(&mut self, intended_us: u64) -> bool {
+        let mut pause = PAUSE_FIRST;
+        let mut insist_until = None;
+        while !post(&mut self.client, self.composer.last(), &self.load.counts) {
+            if self.load.is_stopped() {
+                let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
+                if self.load.abandon.load(Relaxed) || clock::monotonic() > until {
+                    self.load.counts.given_up.fetch_add(1, Relaxed);
+                    return false;
+                }
+            }
+            clock::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        self.load.acks.record(self.id as usize, now_us().saturating_sub(intended_us));
+        self.load.counts.acked.fetch_add(1, Relaxed);
+        self.load.counts.bytes.fetch_add(self.composer.body_len() as u64, Relaxed);
+        if !self.load.plan.statuses {
+            for said in &self.said {
+                self.load.ledger.acknowledged(said.conversation, said.nth);
+            }
+        }
+        true
+    }
+
+    /// Posts a request a second time: the last one, or one of long ago.
+    fn again(&mut self) {
+        if self.old.is_empty() || self.throw().is_multiple_of(KEEP_ONE_OF) {
+            self.old.clear();
+            self.old.extend_from_slice(self.composer.last());
+        }
+        let is_old = self.throw().is_multiple_of(2);
+        let request = if is_old { &self.old[..] } else { self.composer.last() };
+        if post(&mut self.client, request, &self.load.counts) {
+            self.load.counts.acked.fetch_add(1, Relaxed);
+            self.load.counts.duplicates.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Xorshift: which requests are posted twice need not be a secret.
+    fn throw(&mut self) -> u64 {
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 7;
+        self.dice ^= self.dice << 17;
+        self.dice >> 8
+    }
+}
+
+fn post(client: &mut Client, request: &[u8], counts: &Counts) -> bool {
+    match client.post(request) {
+        Ok(200) => true,
+        Ok(status) => {
+            counts.refused.fetch_add(1, Relaxed);
+            counts.busy.fetch_add(u64::from(status == 503), Relaxed);
+            false
+        }
+        Err(_) => {
+            counts.broken.fetch_add(1, Relaxed);
+            false
+        }
+    }
+}
