@@ -23,6 +23,8 @@ pub(super) static CONNECT_FAILED: Counter =
 
 /// The least time one address gets before the next is tried.
 const ADDRESS_TIME_MIN: Duration = Duration::from_millis(250);
+/// See [`ended`].
+const AFTER_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// First link of the chain: TCP.
 #[derive(Debug)]
@@ -153,11 +155,15 @@ fn time_left(end: Duration, reason: Timeout) -> Result<Duration, Error> {
     if left.is_zero() { Err(Error::Timeout(reason)) } else { Ok(left.max(TIMER_MIN)) }
 }
 
-/// An I/O error as ureq's. After one that timed out, the coroutine runs on the timer's thread: it goes back.
+/// An I/O error as ureq's.
+///
+/// A socket's timeout, unlike a park's, is delivered on a worker, but after it has run its queue and before it waits for
+/// events: what is yielded or woken from there lies in that queue until the next event or timer of this worker, seconds
+/// later on a quiet server. A short sleep leaves that place, since who comes back from it wakes a worker.
 fn ended(e: io::Error, reason: Timeout) -> Error {
     match e.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            clock::back_to_worker();
+            clock::sleep(AFTER_TIMEOUT);
             Error::Timeout(reason)
         }
         _ => Error::Io(e),
