@@ -157,9 +157,9 @@ fn time_left(end: Duration, reason: Timeout) -> Result<Duration, Error> {
 
 /// An I/O error as ureq's.
 ///
-/// A socket's timeout, unlike a park's, is delivered on a worker, but after it has run its queue and before it waits for
-/// events: what is yielded or woken from there lies in that queue until the next event or timer of this worker, seconds
-/// later on a quiet server. A short sleep leaves that place, since who comes back from it wakes a worker.
+/// A socket's timeout, unlike a park's, is delivered on a worker, but after it has run its queue and before it waits
+/// for events: what is yielded or woken from there lies in that queue until the next event or timer of this worker,
+/// seconds later on a quiet server. A short sleep leaves that place: who comes back from it wakes a worker.
 fn ended(e: io::Error, reason: Timeout) -> Error {
     match e.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
