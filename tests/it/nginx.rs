@@ -3,6 +3,8 @@
 //! Only ports and paths of the file are substituted; nginx runs from a temporary folder, also without privileges. What
 //! arrived is compared with the bodies in the store, and counted with the binary's own `inbox status`.
 
+#![allow(clippy::disallowed_methods, reason = "tests wait on threads of their own, by their own clock")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -135,8 +137,8 @@ impl Stack {
         self.service = Some(Service::start(&settings));
     }
 
-    /// One request, which asks for it to be the last, on a connection of its own: the whole answer. No half close: nginx
-    /// takes that for a caller that gave up.
+    /// One request, which asks for it to be the last, on a connection of its own: the whole answer. No half close:
+    /// nginx takes that for a caller that gave up.
     fn ask(&self, request: &[u8]) -> String {
         self.ask_slowly(&[request])
     }
