@@ -45,6 +45,8 @@ impl Composer {
                     r#""from":"{to}","from_user_id":"GB.1349120865530274{c:010}","id":"wamid.HBgMNDQ3NzAwOTAwMTIzFQIAEhgUM0E{run:08X}{c:08X}{n:08X}AA==","#,
                     r#""timestamp":"{timestamp}","text":{{"body":"m{c}.{n}"}},"type":"text"}}]"#
                 ),
+                run = run,
+                timestamp = timestamp,
                 c = said.conversation,
                 n = said.nth,
                 to = names::customer(said.conversation),
@@ -65,6 +67,8 @@ impl Composer {
                     r#""pricing":{{"billable":false,"pricing_model":"PMP","category":"service","type":"free_customer_service"}},"#,
                     r#""biz_opaque_callback_data":"load-{run:08x}-{c}-{n}"}}]"#
                 ),
+                run = run,
+                timestamp = timestamp,
                 c = said.conversation,
                 n = said.nth,
                 to = names::customer(said.conversation),

@@ -26,6 +26,8 @@ use crate::inbox::{Feed, Inbox, Work};
 
 /// Turns started under one lock by the scheduler.
 const BATCH: usize = 64;
+/// Between two full batches.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(1);
 /// How often it is looked for a timer that is overdue by as much.
 const OVERDUE_LOOK: Duration = Duration::from_millis(500);
 /// How often a drain looks.
@@ -202,7 +204,9 @@ impl Dispatcher {
                 self.begin_loading(loaded);
             }
             if is_full {
-                may::coroutine::yield_now();
+                // not a yield: a worker looks at its sockets only when nothing is ready to run, and a flood of turns
+                // must not keep webhooks waiting
+                clock::sleep(BETWEEN_BATCHES);
             } else {
                 self.wake.wait(next.map(|at| at.saturating_sub(clock::monotonic())));
             }

@@ -3,6 +3,7 @@
 mod agents;
 mod business;
 mod corpus;
+mod crash;
 mod directory;
 mod dispatcher;
 mod edge;
