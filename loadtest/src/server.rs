@@ -30,10 +30,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The executable: as told, or beside this program, brought up to date by cargo first.
 pub fn locate(told: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(path) = told {
-        return if path.is_file() {
-            Ok(path.to_owned())
-        } else {
-            Err(format!("--server {}: no such file", path.display()))
+        // the child runs in another folder
+        return match path.canonicalize() {
+            Ok(path) if path.is_file() => Ok(path),
+            _ => Err(format!("--server {}: no such file", path.display())),
         };
     }
     let folder = own_folder()?;
@@ -86,6 +86,7 @@ impl Data {
         }
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let path = path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(Self(path))
     }
 
