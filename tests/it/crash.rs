@@ -156,11 +156,12 @@ fn resident_mib(pid: u32) -> u64 {
 fn a_failed_commit_refuses_everything_and_ends_the_process_and_nothing_is_lost() {
     let folder = tempfile::tempdir().expect("a folder");
     let meta = meta();
-    let settings = shop(folder.path(), &meta.url(), &[]);
+    let settings = shop(folder.path(), &meta.url(), &[("SEND_SETTLE", "5s")]);
     let mut service = Service::start(&settings);
-    let body = |n: usize| {
-        harness::message(NUMBER, "16505551234", &format!("wamid.{n}"), &format!("text {n}"), harness::now())
-    };
+    meta.set_webhook_url(&service.url("/webhook"));
+    let at = harness::now();
+    let body =
+        |n: usize| harness::message(NUMBER, "16505551234", &format!("wamid.{n}"), &format!("text {n}"), at);
     assert_eq!(service.post(body(0).as_bytes()), Some(200));
     assert!(meta.wait_sent(1, SOON));
     until("nothing is pending", SOON, || service.is_idle());
@@ -176,6 +177,7 @@ fn a_failed_commit_refuses_everything_and_ends_the_process_and_nothing_is_lost()
     assert!(service.log().contains("the store failed"), "{}", service.log());
 
     let service = Service::start(&settings);
+    meta.set_webhook_url(&service.url("/webhook"));
     for n in 0..4 {
         assert_eq!(service.post(body(n).as_bytes()), Some(200), "sent again, as Meta does");
     }
