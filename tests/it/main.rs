@@ -10,6 +10,7 @@ mod graph;
 mod inbox;
 mod net;
 mod nginx;
+mod sandbox;
 mod service;
 mod tidy;
 
