@@ -82,6 +82,7 @@ impl App {
             config: config.turn.clone(),
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
+            unpacked: turn::unpacked::Unpacked::default(),
         };
         let dispatcher =
             Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)

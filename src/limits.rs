@@ -1,11 +1,11 @@
 //! PURE. WhatsApp's limits on messages, and splitting a long text to them.
 //!
-//! Source of the numbers: Meta's pages on sending each type (text, interactive reply buttons, interactive lists, ..) under
-//! <https://developers.facebook.com/documentation/business-messaging/whatsapp/messages/>, and where these are silent
-//! (ids of buttons, a flow's button) the public clients built on them. Meta says "characters" and never which: code
-//! points or UTF-16 units, of which an emoji takes two. Each side here takes the reading that can't do harm: [`check`]
-//! counts code points, so it refuses only what breaks the limit in any reading; [`split_text`] counts UTF-16 units, so
-//! its pieces fit in any reading.
+//! Source of the numbers: Meta's pages on sending each type (text, interactive reply buttons, interactive lists, ..)
+//! under <https://developers.facebook.com/documentation/business-messaging/whatsapp/messages/>, and where these are
+//! silent (ids of buttons, a flow's button) the public clients built on them. Meta says "characters" and never which:
+//! code points or UTF-16 units, of which an emoji takes two. Each side here takes the reading that can't do harm:
+//! [`check`] counts code points, so it refuses only what breaks the limit in any reading; [`split_text`] counts UTF-16
+//! units, so its pieces fit in any reading.
 
 mod split;
 

@@ -5,6 +5,7 @@
 
 mod send;
 mod typing;
+pub mod unpacked;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,7 +22,7 @@ use crate::graph::Graph;
 use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 use crate::secret::masked;
-use crate::webhook::unpack;
+use unpacked::Unpacked;
 
 /// Turns by what they came to.
 pub static TURNS: Family<5> = Family::new(
@@ -66,6 +67,8 @@ pub struct Turns {
     pub agent_config: config::Agent,
     /// Set when the service stops: long waits end, their jobs stay on disk.
     pub draining: Arc<AtomicBool>,
+    /// Messages of large bodies.
+    pub unpacked: Unpacked,
 }
 
 /// Fresh works of one job, read.
@@ -86,10 +89,7 @@ impl Runner for Turns {
 
 impl Turns {
     fn fresh(&self, works: Vec<Work>, attempt: u32) -> Outcome {
-        let messages = match read(&works) {
-            Ok(messages) => messages,
-            Err(()) => return self.unreadable(works),
-        };
+        let Some(messages) = self.unpacked.read(&works) else { return self.unreadable(works) };
         let mut batch = Batch { works, messages, attempt };
         let now = clock::now();
         self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
@@ -280,17 +280,6 @@ fn turn_id(works: &[Work]) -> String {
         works.iter().flat_map(|w| [w.id.timestamp.to_le_bytes(), w.id.key.to_le_bytes()]).collect();
     let parts: Vec<&[u8]> = parts.iter().map(<[u8; 8]>::as_slice).collect();
     format!("turn-{:016x}", hash64(&parts))
-}
-
-/// Takes the messages out of their bodies; works of one body stand together.
-fn read(works: &[Work]) -> Result<Vec<Message>, ()> {
-    let mut messages = Vec::with_capacity(works.len());
-    for group in works.chunk_by(|a, b| Arc::ptr_eq(&a.body, &b.body)) {
-        let paths: Vec<_> = group.iter().map(|work| work.position.path).collect();
-        let read = unpack::messages(&group[0].body, &paths).map_err(drop)?;
-        messages.extend(read);
-    }
-    if messages.len() == works.len() { Ok(messages) } else { Err(()) }
 }
 
 /// Holds of a whole business are logged once, with what to do.

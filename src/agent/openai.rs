@@ -1,7 +1,7 @@
 //! Chat completions of any server that speaks OpenAI's API: POST {AGENT_URL}/chat/completions.
 //!
-//! The conversation's memory goes along, bounded by count (AGENT_HISTORY) and by size; what was said in the turn and the
-//! answer are remembered. Who the customer is, number or name, is not told.
+//! The conversation's memory goes along, bounded by count (AGENT_HISTORY) and by size; what was said in the turn and
+//! the answer are remembered. Who the customer is, number or name, is not told.
 
 use std::borrow::Cow;
 use std::time::Duration;

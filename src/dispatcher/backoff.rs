@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::failure::Scope;
+
 /// A job that failed: first wait.
 pub const RETRY_BASE: Duration = Duration::from_secs(1);
 /// A job that failed: longest wait.
@@ -35,9 +37,11 @@ pub fn pair(attempt: u32, seed: u64) -> Duration {
     wait + random(wait / 4, seed)
 }
 
-/// Before a held number, business or app is probed; `level` probes failed.
-pub fn hold(level: u32, seed: u64) -> Duration {
-    let wait = grown(HOLD_BASE, 2, level, HOLD_CAP * 2 / 3);
+/// Before what is held is probed; `level` probes failed. A number's limit is one of messages a second, so it is tried
+/// after a second; a token, an account or an app's limit needs longer.
+pub fn hold(scope: Scope, level: u32, seed: u64) -> Duration {
+    let base = if scope == Scope::Number { RETRY_BASE } else { HOLD_BASE };
+    let wait = grown(base, 2, level, HOLD_CAP * 2 / 3);
     wait + random(wait / 2, seed)
 }
 
@@ -117,7 +121,7 @@ mod tests {
             for (wait, least, most) in [
                 (retry(attempt, seed), RETRY_BASE / 2, RETRY_CAP),
                 (pair(attempt, seed), Duration::from_secs(1), PAIR_CAP * 5 / 4),
-                (hold(attempt, seed), HOLD_BASE, HOLD_CAP),
+                (hold(Scope::Business, attempt, seed), HOLD_BASE, HOLD_CAP),
                 (read(attempt, seed), READ_BASE / 2, READ_CAP),
             ] {
                 prop_assert!(wait >= least && wait <= most, "{wait:?} not in {least:?}..={most:?}");

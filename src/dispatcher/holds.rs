@@ -34,7 +34,7 @@ pub(super) struct Hold {
 impl Hold {
     /// Begins at `now`, for `after` or by backoff.
     pub(super) fn new(scope: Scope, after: Option<Duration>, now: Duration, seed: u64) -> Self {
-        let until = now + backoff::wish_or(after, backoff::hold(0, seed));
+        let until = now + backoff::wish_or(after, backoff::hold(scope, 0, seed));
         Self { scope, until, level: 0, probe: None }
     }
 
@@ -72,7 +72,7 @@ impl Hold {
             self.probe = None;
             self.scope = scope;
             self.level = self.level.saturating_add(1);
-            self.until = now + backoff::wish_or(after, backoff::hold(self.level, seed));
+            self.until = now + backoff::wish_or(after, backoff::hold(scope, self.level, seed));
         } else if let Some(after) = after {
             self.until = self.until.max(now + backoff::wish_or(Some(after), after));
         }

@@ -26,6 +26,10 @@ use crate::inbox::{Feed, Inbox, Work};
 
 /// Turns started under one lock by the scheduler.
 const BATCH: usize = 64;
+/// Between two full batches.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(1);
+/// How often it is looked for a timer that is overdue by as much.
+const OVERDUE_LOOK: Duration = Duration::from_millis(500);
 /// How often a drain looks.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -82,6 +86,7 @@ impl Dispatcher {
         // before the store's head is read, so that no item falls between what it holds and what is offered
         this.inbox.feed(this.clone());
         let loaded = this.load()?;
+        this.watch_timers();
         let scheduler = this.clone();
         may::go!(move || scheduler.live(loaded));
         Ok(this)
@@ -128,6 +133,24 @@ impl Dispatcher {
         HELD.set(gauges.holds as i64);
         OPENS.set(gauges.opens as i64);
         gauges
+    }
+
+    /// A timer of `may` can be lost (see [`clock::TIMER_MIN`]); this thread notices one that is overdue.
+    fn watch_timers(self: &Arc<Self>) {
+        let this = Arc::downgrade(self);
+        let watch = move || {
+            loop {
+                clock::sleep(OVERDUE_LOOK);
+                let Some(this) = this.upgrade() else { return };
+                let armed = this.armed.load(SeqCst);
+                if armed.saturating_add(nanos(OVERDUE_LOOK)) < nanos(clock::monotonic()) {
+                    this.wake();
+                }
+            }
+        };
+        if let Err(e) = std::thread::Builder::new().name("turn-timers".to_owned()).spawn(watch) {
+            log::error!("dispatcher: no thread can be started: {e}");
+        }
     }
 
     /// Makes the scheduler look.
@@ -181,7 +204,9 @@ impl Dispatcher {
                 self.begin_loading(loaded);
             }
             if is_full {
-                may::coroutine::yield_now();
+                // not a yield: a worker looks at its sockets only when nothing is ready to run, and a flood of turns
+                // must not keep webhooks waiting
+                clock::sleep(BETWEEN_BATCHES);
             } else {
                 self.wake.wait(next.map(|at| at.saturating_sub(clock::monotonic())));
             }
@@ -239,8 +264,7 @@ impl Wake {
     }
 
     fn wait(&self, timeout: Option<Duration>) {
-        // a timer of zero would be no timer to `may`
-        let timeout = timeout.map(|t| t.max(Duration::from_millis(1)));
+        let timeout = timeout.map(|t| t.max(clock::TIMER_MIN));
         if let Some(blocker) = self.blocker.get()
             && !self.is_set.load(SeqCst)
             && blocker.park(timeout).is_err()

@@ -21,6 +21,8 @@ pub const DETAIL_MAX: usize = 300;
 const AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// 131057: a throughput upgrade takes "up to a minute".
 const MAINTENANCE: Duration = Duration::from_secs(60);
+/// 130429 without a wish: the limit counts per second, so a longer hold would only build a backlog.
+const THROUGHPUT: Duration = Duration::from_secs(2);
 /// 131048: the number is held for this long, see [`verdict`].
 const SPAM_HOLD: Duration = Duration::from_secs(3600);
 /// 134101: "try again in ten minutes".
@@ -108,7 +110,7 @@ fn verdict(code: i64, headers: &[(String, String)]) -> Option<Verdict> {
         // limits, by what they count
         4 => park(Scope::App, after),
         80007 => park(Scope::Business, regain_access(headers).or(after)),
-        130429 => park(Scope::Number, after),
+        130429 => park(Scope::Number, after.or(Some(THROUGHPUT))),
         131056 => park(Scope::Pair, after),
         131057 => park(Scope::Number, after.or(Some(MAINTENANCE))),
         131048 => park(Scope::Number, after.or(Some(SPAM_HOLD))),
@@ -247,7 +249,7 @@ mod tests {
             (&[131037, 131045, 133010], park(Scope::Number, None)),
             (&[4], park(Scope::App, None)),
             (&[80007], park(Scope::Business, None)),
-            (&[130429], park(Scope::Number, None)),
+            (&[130429], park(Scope::Number, Some(2))),
             (&[131056], park(Scope::Pair, None)),
             (&[131057], park(Scope::Number, Some(60))),
             (&[131048], park(Scope::Number, Some(3600))),

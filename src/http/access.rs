@@ -9,9 +9,9 @@ use crate::secret::Secret;
 
 /// The client's address: the peer, or the last X-Forwarded-For hop that is not a trusted proxy.
 ///
-/// `hops` are the X-Forwarded-For lines joined by commas. They count only if the peer is trusted, and only as far back as
-/// every hop between is: what stands before the first untrusted hop was written by it. A hop that is no address ends the
-/// search at the hop that reported it.
+/// `hops` are the X-Forwarded-For lines joined by commas. They count only if the peer is trusted, and only as
+/// far back as every hop between is: what stands before the first untrusted hop was written by it. A hop that
+/// is no address ends the search at the hop that reported it.
 pub fn client(peer: IpAddr, hops: &[u8], trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut nearest = peer.to_canonical();
@@ -72,7 +72,8 @@ fn same(ours: &[u8], theirs: &[u8]) -> bool {
     hmac::verify(&key, theirs, hmac::sign(&key, ours).as_ref()).is_ok()
 }
 
-/// Whether `accept` prefers Prometheus text (text/plain or openmetrics) to JSON. Where it has no preference: JSON.
+/// Whether `accept` prefers Prometheus text (text/plain or openmetrics) to JSON. Where it has no preference:
+/// JSON.
 pub fn prefers_text(accept: &[u8]) -> bool {
     let accept = String::from_utf8_lossy(&accept[..accept.len().min(1024)]).to_ascii_lowercase();
     let text = ["text/plain", "application/openmetrics-text"].map(|kind| weight(&accept, kind));

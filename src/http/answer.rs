@@ -1,5 +1,5 @@
-//! An answer: what it says, how it goes out through may_minihttp, how many bytes that makes on the wire, and how it
-//! looks when the guard writes it itself (the last one of a connection, and those to HEAD).
+//! An answer: what it says, how it goes out through may_minihttp, how many bytes that makes on the wire, and
+//! how it looks when the guard writes it itself (the last one of a connection, and those to HEAD).
 
 use std::time::SystemTime;
 
@@ -136,7 +136,8 @@ impl Answer {
 }
 
 const CLOSE: &str = "Connection: close";
-/// Bytes of every answer of may_minihttp: `HTTP/1.1 200 `, `Server: M`, `Date:` with its 29, `Content-Length: `, line ends.
+/// Bytes of every answer of may_minihttp: `HTTP/1.1 200 `, `Server: M`, `Date:` with its 29, `Content-Length:
+/// `, line ends.
 const FRAME: usize = 13 + 19 + 29 + 18 + 4;
 
 /// The answer to a body that is durable.

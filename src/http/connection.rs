@@ -1,14 +1,16 @@
 //! One connection as may_minihttp's service: the guard around every request, and the last word.
 //!
-//! Answers go through may_minihttp, so that pipelined ones leave in order, in one write. Only the last answer of a
-//! connection is written here, directly on the descriptor: after an error that leaves the end of the request unknown,
-//! for `Connection: close` and HTTP/1.0 (which may_minihttp ignores), to HEAD (it can't leave a body out), and for what it
-//! ends without a word (no HTTP, more than 16 header lines, a late header). Then the sending half is shut down and what
-//! the client still sends is read for a moment: closing on unread bytes would reset the connection under the answer.
+//! Answers go through may_minihttp, so that pipelined ones leave in order, in one write. Only the last answer
+//! of a connection is written here, directly on the descriptor: after an error that leaves the end of the
+//! request unknown, for `Connection: close` and HTTP/1.0 (which may_minihttp ignores), to HEAD (it can't
+//! leave a body out), and for what it ends without a word (no HTTP, more than 16 header lines, a late
+//! header). Then the sending half is shut down and what the client still sends is read for a moment: closing
+//! on unread bytes would reset the connection under the answer.
 //!
-//! Before a direct write whatever may_minihttp has not written yet has to go out, and it can't be asked to. How many bytes
-//! that is, is known: those of all answers, less those that the kernel has got. If they are ACKs, which look all alike,
-//! the guard writes them; otherwise the last answer goes through may_minihttp as well.
+//! Before a direct write whatever may_minihttp has not written yet has to go out, and it can't be asked to.
+//! How many bytes that is, is known: those of all answers, less those that the kernel has got. If they are
+//! ACKs, which look all alike, the guard writes them; otherwise the last answer goes through may_minihttp as
+//! well.
 
 use std::io::{self, BufRead};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +22,7 @@ use std::time::Duration;
 use may_minihttp::{HttpService, Request, Response};
 
 use super::answer::{self, Answer};
-use super::counters::{CUT, Cut, OPEN, REQUESTS};
+use super::counters::{ACK_SECONDS, CUT, Cut, OPEN, REQUESTS};
 use super::fd::{self, Half};
 use super::head::{self, BadFraming, Expect, Head};
 use super::routes::{self, Ask, Route};
@@ -114,38 +116,41 @@ impl Connection {
         REQUESTS.inc(route, answer.code);
         self.acks = 0;
         let size = answer.put(false, out);
-        self.account(size);
+        self.account(size, clock::monotonic());
     }
 
-    /// The answer to a body that is durable.
-    pub(super) fn reply_ack(&mut self, out: &mut Response<'_>) {
+    /// The answer to a body that is durable. `started`: when its header was complete.
+    pub(super) fn reply_ack(&mut self, started: Duration, out: &mut Response<'_>) {
+        let now = clock::monotonic();
+        ACK_SECONDS.observe(now.saturating_sub(started));
         if self.is_last() {
             return self.farewell(Route::Webhook, answer::ACK, false, out);
         }
         REQUESTS.inc(Route::Webhook, 200);
         let size = answer::ACK.put(false, out);
         self.acks += size;
-        self.account(size);
+        self.account(size, now);
     }
 
     fn is_last(&self) -> bool {
         self.close || self.shared.draining.load(Relaxed)
     }
 
-    fn account(&mut self, size: u64) {
+    fn account(&mut self, size: u64, now: Duration) {
         let answered = self.entry.answered.load(Relaxed) + size;
         self.entry.answered.store(answered, Relaxed);
         self.unasked += size;
         if self.unasked >= LOOK_EVERY {
             self.unasked = 0;
             let acked = fd::counted(self.fd).map_or(0, |counted| counted.acked);
-            if answered.saturating_sub(acked) > UNREAD_MAX {
+            // without this one, which may be large by itself
+            if (answered - size).saturating_sub(acked) > UNREAD_MAX {
                 self.entry.end(Cut::SlowReader);
                 self.over = true;
                 fd::shutdown(self.fd, Half::Both);
             }
         }
-        self.entry.go(Phase::Wait, now_ms());
+        self.entry.go(Phase::Wait, now.as_millis() as u64);
     }
 
     /// Refuses, and ends the connection, since the end of the request is unknown or not worth reading for.
@@ -236,7 +241,8 @@ impl Connection {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         let answered = self.entry.answered.load(Relaxed);
         if head.expect == Expect::Continue && fd::written(self.fd) == Some(answered) {
-            // it fits into an empty send buffer; if it does not go out, the client sends the body after a while
+            // it fits into an empty send buffer; if it does not go out, the client sends the body after a
+            // while
             let sent = fd::send(self.fd, CONTINUE).unwrap_or(0);
             self.entry.answered.fetch_add(sent as u64, Relaxed);
         }
@@ -251,8 +257,9 @@ impl Connection {
 
     /// Gives the body to `take` as it comes.
     ///
-    /// Once it is whole, what came behind it may lie in the kernel without another report of it, since the reads of the
-    /// body have used up the one that there was; may_minihttp would wait for the next. So it is asked for.
+    /// Once it is whole, what came behind it may lie in the kernel without another report of it, since the
+    /// reads of the body have used up the one that there was; may_minihttp would wait for the next. So it is
+    /// asked for.
     pub(super) fn read_body(&mut self, req: Request<'_, '_, '_>, length: usize, mut take: impl FnMut(&[u8])) {
         if length == 0 {
             return;
@@ -318,8 +325,8 @@ impl Connection {
     }
 }
 
-/// may_minihttp writes an answer after every call. Nobody can get this one, since the sending half is shut down; if it
-/// could, it would not be a 200.
+/// may_minihttp writes an answer after every call. Nobody can get this one, since the sending half is shut
+/// down; if it could, it would not be a 200.
 fn mute(out: &mut Response<'_>) {
     out.status_code(503, answer::reason(503));
 }
@@ -381,7 +388,8 @@ const HALF_CLOSED: Answer =
         .with("Retry-After: 1");
 
 impl Connection {
-    /// may_minihttp is about to end the connection (or has begun a request after it was cut): says why, if nobody has.
+    /// may_minihttp is about to end the connection (or has begun a request after it was cut): says why, if
+    /// nobody has.
     fn last_word(&mut self) {
         let why = self.entry.why();
         let Some(counted) = fd::counted(self.fd) else { return };
@@ -391,7 +399,8 @@ impl Connection {
                 self.over = true;
                 return fd::shutdown(self.fd, Half::Both);
             }
-            // the client ended its half; may_minihttp looks for that before it looks at the bytes in front of it
+            // the client ended its half; may_minihttp looks for that before it looks at the bytes in front of
+            // it
             None if counted.half_closed && self.untaken(&counted) < SMALLEST => return,
             None if counted.half_closed => (Cut::HalfClosed, HALF_CLOSED),
             None if self.untaken(&counted) < MANY_LINES => (Cut::Malformed, MALFORMED),
@@ -410,8 +419,8 @@ impl Connection {
 
 /// No request is smaller, in bytes; the end of the stream itself counts as one byte.
 const SMALLEST: u64 = 18;
-/// may_minihttp keeps to itself whether a header was wrong or had too many lines. 17 lines hardly take less than this,
-/// and wrong requests are seldom larger; both answers name both causes.
+/// may_minihttp keeps to itself whether a header was wrong or had too many lines. 17 lines hardly take less
+/// than this, and wrong requests are seldom larger; both answers name both causes.
 const MANY_LINES: u64 = 160;
 
 impl Drop for Connection {

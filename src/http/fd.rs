@@ -1,8 +1,9 @@
 //! The edge's system calls on raw descriptors. The only file of the edge with unsafe lines.
 //!
-//! may_minihttp keeps a connection's stream to itself and gives its descriptor's number away, so what the guard needs
-//! (shutdown, direct answers, the kernel's counters) is done by number. Every caller makes sure that the number is
-//! still that connection: it is the connection's own coroutine, or it holds the entry's lock (see `table`).
+//! may_minihttp keeps a connection's stream to itself and gives its descriptor's number away, so what the
+//! guard needs (shutdown, direct answers, the kernel's counters) is done by number. Every caller makes sure
+//! that the number is still that connection: it is the connection's own coroutine, or it holds the entry's
+//! lock (see `table`).
 #![allow(unsafe_code, reason = "system calls on descriptors that the standard library does not own")]
 
 use std::io;
@@ -48,8 +49,9 @@ pub fn set_nodelay(fd: RawFd) {
     let _ = set_one(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY);
 }
 
-/// Has the kernel report once more whether there is something to read (bytes, or the end). Setting SO_RCVLOWAT does that
-/// since Linux 4.18 (`tcp_set_rcvlowat`: "Check if we need to signal EPOLLIN right now"); 1 is what it is anyway.
+/// Has the kernel report once more whether there is something to read (bytes, or the end). Setting
+/// SO_RCVLOWAT does that since Linux 4.18 (`tcp_set_rcvlowat`: "Check if we need to signal EPOLLIN right
+/// now"); 1 is what it is anyway.
 pub fn nudge(fd: RawFd) {
     let _ = set_one(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT);
 }
@@ -73,7 +75,8 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 
 /// Throws away at most `max` received bytes without waiting; 0 at the end of the stream.
 pub fn discard(fd: RawFd, max: usize) -> io::Result<usize> {
-    // SAFETY: with MSG_TRUNC a TCP socket drops the bytes and writes nothing to the (null) buffer, see tcp(7).
+    // SAFETY: with MSG_TRUNC a TCP socket drops the bytes and writes nothing to the (null) buffer, see
+    // tcp(7).
     let n = unsafe { libc::recv(fd, std::ptr::null_mut(), max, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
@@ -83,7 +86,8 @@ pub fn counted(fd: RawFd) -> Option<Counted> {
     // SAFETY: all-zero bytes are a valid tcp_info, which is numbers only.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into `info`, which is that large, and sets `len` to what it wrote.
+    // SAFETY: the kernel writes at most `len` bytes into `info`, which is that large, and sets `len` to what
+    // it wrote.
     let rc = unsafe {
         libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len)
     };
@@ -162,16 +166,16 @@ fn name(fd: RawFd, call: NameCall) -> Option<SocketAddr> {
     }
 }
 
-/// A socket that is bound and does not listen: proves that nobody else listens on the address, and keeps port 0's
-/// choice until the server has bound it too.
+/// A socket that is bound and does not listen: proves that nobody else listens on the address, and keeps port
+/// 0's choice until the server has bound it too.
 pub struct Reservation {
     _socket: OwnedFd,
     /// The address with its real port.
     pub address: SocketAddr,
 }
 
-/// Binds `address` with SO_REUSEADDR and without SO_REUSEPORT: fails with `AddrInUse` if anyone listens there, whatever
-/// options they set, and is not hindered by connections in TIME_WAIT.
+/// Binds `address` with SO_REUSEADDR and without SO_REUSEPORT: fails with `AddrInUse` if anyone listens
+/// there, whatever options they set, and is not hindered by connections in TIME_WAIT.
 pub fn reserve(address: SocketAddr) -> io::Result<Reservation> {
     let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: takes no pointer.
@@ -234,8 +238,8 @@ pub fn raise_open_files(at_most: u64) -> u64 {
 
 /// Cancels the coroutine that accepts: it unwinds at its next wait, which closes the listening socket.
 pub fn cancel(accept: &may::coroutine::JoinHandle<()>) {
-    // SAFETY: the coroutine is may_minihttp's accept loop: it holds the listener and the factory and no lock, and
-    // unwinding drops both.
+    // SAFETY: the coroutine is may_minihttp's accept loop: it holds the listener and the factory and no lock,
+    // and unwinding drops both.
     unsafe { accept.coroutine().cancel() };
 }
 

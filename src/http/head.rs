@@ -1,8 +1,9 @@
-//! PURE: what a request's header lines say, found in one pass, and whether they frame its body in one way only.
+//! PURE: what a request's header lines say, found in one pass, and whether they frame its body in one way
+//! only.
 //!
-//! may_minihttp believes the first Content-Length, panics on one that is no number, and knows no transfer coding. So a
-//! request gets as far as its body only if it has at most one Content-Length, of digits alone, and no Transfer-Encoding:
-//! whoever stands in front of us can't see another end of the body than we do.
+//! may_minihttp believes the first Content-Length, panics on one that is no number, and knows no transfer
+//! coding. So a request gets as far as its body only if it has at most one Content-Length, of digits alone,
+//! and no Transfer-Encoding: whoever stands in front of us can't see another end of the body than we do.
 
 use crate::webhook::signature::HEADER_LEN;
 
@@ -55,7 +56,8 @@ pub struct Head {
     pub forwarded: bool,
 }
 
-/// Reads the lines of a request of HTTP/1.`version`. `hops` is emptied and gets the end of all X-Forwarded-For lines.
+/// Reads the lines of a request of HTTP/1.`version`. `hops` is emptied and gets the end of all
+/// X-Forwarded-For lines.
 pub fn read<'h>(
     version: u8,
     lines: impl Iterator<Item = (&'h str, &'h [u8])>,

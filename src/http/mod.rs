@@ -1,21 +1,25 @@
 //! The edge: may_minihttp with a guard around it, the routes, the rate limits.
 //!
-//! may_minihttp gives one coroutine and one service to each connection and knows neither deadlines nor limits. It tells
-//! us a connection's descriptor when it begins ([`Server`]'s factory) and drops the service when it ends; everything that
-//! the guard does hangs on these two ends and on the calls between them:
-//! - `connection`: the service; framing checked before the body, answers in order, the last word of a connection;
+//! may_minihttp gives one coroutine and one service to each connection and knows neither deadlines nor
+//! limits. It tells us a connection's descriptor when it begins ([`Server`]'s factory) and drops the service
+//! when it ends; everything that the guard does hangs on these two ends and on the calls between them:
+//! - `connection`: the service; framing checked before the body, answers in order, the last word of a
+//!   connection;
 //! - `table`, `sweep`: deadlines and limits, by `shutdown(2)` on what is late, from one coroutine beside;
 //! - `fd`: the system calls, the only unsafe lines;
-//! - `head`, `rate`, `access`: PURE: header lines, rate limits, who asks; `answer`, `routes`: what is said, and where;
+//! - `head`, `rate`, `access`: PURE: header lines, rate limits, who asks; `answer`, `routes`: what is said,
+//!   and where;
 //! - `post`: the way to the 200.
 //!
-//! Why the way to the 200 is shaped like this: of its about 10 us six are the kernel's TCP. What is left is spent on the
-//! signature, the items and the hand-over to the committer, so there is nothing else: one pass over the header lines
-//! into a value on the stack, one buffer per connection, two looks at the clock, three atomic swaps for the sweeper, no
-//! lock that anybody else takes, no allocation, no log line, and an answer that is known beforehand.
+//! Why the way to the 200 is shaped like this: of its about 10 us six are the kernel's TCP. What is left is
+//! spent on the signature, the items and the hand-over to the committer, so there is nothing else: one pass
+//! over the header lines into a value on the stack, one buffer per connection, two looks at the clock, three
+//! atomic swaps for the sweeper, no lock that anybody else takes, no allocation, no log line, and an answer
+//! that is known beforehand.
 //!
-//! One edge stays: may_minihttp looks for the end of the stream before it looks at what came in front of it. A client that
-//! ends its half in the same instant as it ends its request is told 503 and to send it again; nothing was stored then.
+//! One edge stays: may_minihttp looks for the end of the stream before it looks at what came in front of it.
+//! A client that ends its half in the same instant as it ends its request is told 503 and to send it again;
+//! nothing was stored then.
 
 mod access;
 mod answer;
@@ -53,7 +57,7 @@ pub use self::counters::METRICS;
 
 /// A header may take this many bytes.
 pub const HEADER_MAX: u64 = 64 << 10;
-/// Answers that a client has not read may take this many bytes.
+/// Answers that a client has not read may take this many bytes, the last one aside.
 pub const UNREAD_MAX: u64 = 1 << 20;
 /// All large bodies that are under way may take this many bytes together.
 pub const LARGE_BODIES_MAX: usize = 256 << 20;
@@ -124,7 +128,8 @@ struct Factory(Arc<Shared>);
 impl HttpServiceFactory for Factory {
     type Service = Connection;
 
-    /// Runs on the accept loop's coroutine, so waiting here is what keeps surplus connections in the kernel's queue.
+    /// Runs on the accept loop's coroutine, so waiting here is what keeps surplus connections in the kernel's
+    /// queue.
     fn new_service(&self, id: usize) -> Connection {
         let shared = &self.0;
         let fd = i32::try_from(id).expect("may_minihttp's id is the descriptor, an int");
@@ -134,7 +139,8 @@ impl HttpServiceFactory for Factory {
         let surplus = shared.table.open() > shared.max_connections || i64::from(fd) >= shared.max_fd;
         if surplus || shared.stopping.load(Acquire) {
             connection.refuse(if surplus { Cut::Surplus } else { Cut::Drained });
-            // those refused are closed by their own coroutines: let them, or descriptors run out and the loop spins
+            // those refused are closed by their own coroutines: let them, or descriptors run out and the loop
+            // spins
             for _ in 0..100 {
                 if shared.table.open() <= shared.max_connections + SURPLUS_MAX
                     && i64::from(fd) < shared.max_fd
@@ -154,8 +160,9 @@ pub struct Server {
     address: SocketAddr,
 }
 
-/// Listens on `http.listen` and serves until [`Server::drain`]. Fails with `AddrInUse` if anybody else listens there
-/// (may's listener alone would share the port), with `InvalidInput` if there are too few open files.
+/// Listens on `http.listen` and serves until [`Server::drain`]. Fails with `AddrInUse` if anybody else
+/// listens there (may's listener alone would share the port), with `InvalidInput` if there are too few open
+/// files.
 pub fn serve(
     http: config::Http,
     webhook: config::Webhook,
@@ -233,7 +240,8 @@ impl Server {
         log::warn!("the accept loop does not end");
     }
 
-    /// Ends idle connections at once and lets those in a request finish, at most `within`; how many had to be cut.
+    /// Ends idle connections at once and lets those in a request finish, at most `within`; how many had to be
+    /// cut.
     pub fn drain(&self, within: Duration) -> usize {
         self.stop_accepting();
         self.shared.draining.store(true, Release);

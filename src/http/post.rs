@@ -1,13 +1,14 @@
 //! The webhook's POST: the hottest code of the product.
 //!
-//! In its order: what the header alone refuses; the body into the connection's ticket; the signature over the raw bytes;
-//! the items; the inbox; 200. Nothing is formatted, logged or locked on the way to a 200, and nothing is allocated but
-//! what the connection keeps. The clock is read twice.
+//! In its order: what the header alone refuses; the body into the connection's ticket; the signature over the
+//! raw bytes; the items; the inbox; 200. Nothing is formatted, logged or locked on the way to a 200, and
+//! nothing is allocated but what the connection keeps. The clock is read twice.
 //!
-//! A right signature is never limited (unless RATE_LIMIT_WEBHOOK is set), so it has to be checked even from an address
-//! that is over RATE_LIMIT_UNVERIFIED. What a flood of wrong ones can cost is bounded all the same: requests without a
-//! signature line of the right form are refused unread, small bodies cost no more to check than any request costs, and
-//! the larger ones of all addresses over the limit together draw on one budget of bytes a second.
+//! A right signature is never limited (unless RATE_LIMIT_WEBHOOK is set), so it has to be checked even from
+//! an address that is over RATE_LIMIT_UNVERIFIED. What a flood of wrong ones can cost is bounded all the
+//! same: requests without a signature line of the right form are refused unread, small bodies cost no more to
+//! check than any request costs, and the larger ones of all addresses over the limit together draw on one
+//! budget of bytes a second.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,14 +18,12 @@ use may_minihttp::{Request, Response};
 
 use super::answer::Answer;
 use super::connection::{Connection, DISCARD_MAX};
-use super::counters::{ACK_SECONDS, BODY_BYTES, CROWDED};
+use super::counters::{BODY_BYTES, CROWDED};
 use super::head::{Head, Signature};
 use super::rate::Class;
 use super::routes::{Route, SOON, too_many};
-use super::sweep::now_ms;
 use super::table::Phase;
 use super::{LARGE_BODIES_MAX, Shared, fd};
-use crate::clock;
 use crate::event::BODY_MAX;
 use crate::inbox::{Refusal, Ticket};
 use crate::webhook::parse::{NotUnderstood, Outcome, parse};
@@ -77,7 +76,8 @@ impl Connection {
         // no more than may have come: a length is only a claim
         body.reserve(length.min(SMALL_BODY));
         self.read_body(req, length, |bytes| body.extend_from_slice(bytes));
-        let whole = body.len() == length && self.entry.go(Phase::Work, now_ms());
+        // nobody asks how long the work takes, so the clock is not read for it
+        let whole = body.len() == length && self.entry.go(Phase::Work, started.as_millis() as u64);
         if !whole {
             forget(&mut *ticket, length);
             self.ticket = Some(ticket);
@@ -88,10 +88,7 @@ impl Connection {
         self.ticket = Some(ticket);
         drop(permit);
         match answer {
-            None => {
-                ACK_SECONDS.observe(clock::monotonic().saturating_sub(started));
-                self.reply_ack(out);
-            }
+            None => self.reply_ack(started, out),
             Some(answer) => self.reply(ROUTE, answer, out),
         }
     }

@@ -1,9 +1,10 @@
 //! PURE: how often one address may ask. Time is an argument, memory is fixed.
 //!
-//! One word a client (the generic cell rate algorithm): the time at which its bucket will be full again. `limit` requests
-//! may come at once, after that one every `60 s / limit`. The table is a set of small rows: a new client takes the place
-//! in its row that is full again, or else that of the client with the least debt. So a flood of addresses can make the
-//! table forget, never grow, and which clients share a row depends on a seed.
+//! One word a client (the generic cell rate algorithm): the time at which its bucket will be full again.
+//! `limit` requests may come at once, after that one every `60 s / limit`. The table is a set of small rows:
+//! a new client takes the place in its row that is full again, or else that of the client with the least
+//! debt. So a flood of addresses can make the table forget, never grow, and which clients share a row depends
+//! on a seed.
 
 use std::net::IpAddr;
 
@@ -62,8 +63,8 @@ impl Table {
         Self { rows: vec![[Place::default(); WAYS]; ROWS].into_boxed_slice(), seed }
     }
 
-    /// One request of `class` from `address` at `now_us`. Err: not now, and after how many microseconds it may be.
-    /// A `limit` of 0 is none.
+    /// One request of `class` from `address` at `now_us`. Err: not now, and after how many microseconds it
+    /// may be. A `limit` of 0 is none.
     pub fn take(&mut self, class: Class, address: IpAddr, limit: u32, now_us: u64) -> Result<(), u64> {
         if limit == 0 {
             return Ok(());
@@ -121,8 +122,8 @@ const BUDGET_RATE: u64 = 16 << 20;
 /// How many of them at once.
 const BUDGET_BURST: u64 = 64 << 20;
 
-/// The bytes that addresses over their limit may still make us check, all together: so that a right signature from such
-/// an address passes, and a flood of wrong ones costs a known part of a core.
+/// The bytes that addresses over their limit may still make us check, all together: so that a right signature
+/// from such an address passes, and a flood of wrong ones costs a known part of a core.
 #[derive(Debug, Default)]
 pub struct Budget {
     full_at: u64,

@@ -1,7 +1,9 @@
-//! What is where, and the answers of everything but the webhook's POST. Bodies of these requests are never looked at.
+//! What is where, and the answers of everything but the webhook's POST. Bodies of these requests are never
+//! looked at.
 //!
-//! Paths are exact (no trailing slash, no decoding); a query is ignored but for the handshake's. HEAD is answered like
-//! GET, without the body; may_minihttp can't leave a body out, so the guard writes that answer itself and closes.
+//! Paths are exact (no trailing slash, no decoding); a query is ignored but for the handshake's. HEAD is
+//! answered like GET, without the body; may_minihttp can't leave a body out, so the guard writes that answer
+//! itself and closes.
 
 use std::net::IpAddr;
 

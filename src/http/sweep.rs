@@ -1,8 +1,9 @@
 //! Looks at every connection several times a second and ends what takes too long or takes too much.
 //!
-//! may_minihttp has no deadlines. What it does between two requests can't be seen from outside, but the kernel counts the
-//! bytes: read ones after the last request are a header that has begun; written ones that are not acknowledged are
-//! answers that nobody reads. Silent connections are asked less and less often, at least once a second.
+//! may_minihttp has no deadlines. What it does between two requests can't be seen from outside, but the
+//! kernel counts the bytes: read ones after the last request are a header that has begun; written ones that
+//! are not acknowledged are answers that nobody reads. Silent connections are asked less and less often, at
+//! least once a second.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -13,11 +14,14 @@ use super::answer::Answer;
 use super::counters::Cut;
 use super::fd::{self, Half};
 use super::table::{Entry, Phase, Step, Watch};
-use super::{HEADER_MAX, Shared, UNREAD_MAX};
+use super::{HEADER_MAX, Shared};
 use crate::{clock, config};
 
 /// The longest time between two looks at a connection's counters, in milliseconds.
 const PAUSE_MAX_MS: u64 = 1000;
+
+/// What a connection that was cut gets for its last word, besides the time to write it, in milliseconds.
+const LAST_WORD_MS: u64 = 5000;
 
 /// Deadlines in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +68,8 @@ fn judge(entry: &Arc<Entry>, deadlines: &Deadlines, now: u64) {
     let step = entry.step();
     let age = now.saturating_sub(step.since_ms());
     match step.phase() {
-        Phase::Work | Phase::Cut => {}
+        Phase::Work => {}
+        Phase::Cut => see_off(entry, step, deadlines, now),
         Phase::Body if age < deadlines.body => {}
         Phase::Body => end(entry, step, Cut::LateBody, Half::Read),
         Phase::Wait => {
@@ -100,6 +105,20 @@ fn judge(entry: &Arc<Entry>, deadlines: &Deadlines, now: u64) {
 /// Too many header lines, or too much of one.
 pub const TOO_LARGE: Answer =
     Answer::fixed(431, r#"{"error":"more than 16 header lines, a line too large, or no proper HTTP/1.1"}"#);
+
+/// A connection that was cut goes by itself, once it has said its last word; one that does not is told again.
+fn see_off(entry: &Entry, step: Step, deadlines: &Deadlines, now: u64) {
+    let mut watch = entry.watch.lock();
+    let Some(fd) = watch.fd else { return };
+    if watch.step != step {
+        watch.step = step;
+        watch.look_at_ms = now + deadlines.body + LAST_WORD_MS;
+    } else if now >= watch.look_at_ms {
+        watch.look_at_ms = now + LAST_WORD_MS;
+        fd::shutdown(fd, Half::Both);
+        fd::nudge(fd);
+    }
+}
 
 fn end(entry: &Entry, seen: Step, reason: Cut, half: Half) {
     let watch = entry.watch.lock();
@@ -146,7 +165,7 @@ fn late(
     }
     watch.look_at_ms = now + watch.pause_ms.min(deadlines.header / 4 + 1);
     let behind = entry.answered.load(Relaxed).saturating_sub(counted.acked);
-    if behind > UNREAD_MAX || (behind > 0 && age >= deadlines.body) {
+    if behind > 0 && age >= deadlines.body {
         return Some((Cut::SlowReader, Half::Both));
     }
     (read == 0 && age >= deadlines.idle).then_some((Cut::Idle, Half::Read))

@@ -1,10 +1,10 @@
 //! Every open connection: what it is at and since when, and the lock that keeps its descriptor's number true.
 //!
-//! A connection's coroutine changes its entry with one atomic swap at each step and takes no lock. The sweeper reads it,
-//! and cuts only by a compare-and-swap of exactly what it judged: a request that begins at that instant wins. The
-//! entry's lock is taken by the sweeper around every system call on the number, and by the end of the connection to take
-//! the number away; may_minihttp closes the descriptor only after that, so a number that was given to another connection
-//! can't be hit.
+//! A connection's coroutine changes its entry with one atomic swap at each step and takes no lock. The
+//! sweeper reads it, and cuts only by a compare-and-swap of exactly what it judged: a request that begins at
+//! that instant wins. The entry's lock is taken by the sweeper around every system call on the number, and by
+//! the end of the connection to take the number away; may_minihttp closes the descriptor only after that, so
+//! a number that was given to another connection can't be hit.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -27,8 +27,9 @@ pub enum Phase {
     Cut = 3,
 }
 
-/// Phase, since when in milliseconds, and a number that the next step does not share, as one word; for [`Phase::Cut`] the
-/// reason instead of the time. The number: two steps of one millisecond must not look like one.
+/// Phase, since when in milliseconds, and a number that the next step does not share, as one word; for
+/// [`Phase::Cut`] the reason instead of the time. The number: two steps of one millisecond must not look like
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(u64);
 

@@ -1,8 +1,8 @@
 //! Threads for work that blocks: a name lookup, a driver without coroutines.
 //!
 //! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread)
-//! gives up at its own deadline; the job itself runs to its end, its late result is dropped. A job that
-//! panics ends only itself.
+//! gives up at its own deadline; a job that was begun runs to its end and its late result is dropped, one that
+//! was not is not begun any more, so what was given up is not done later. A job that panics ends only itself.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,7 +12,6 @@ use crossbeam_channel::{Sender, bounded};
 use may::sync::Blocker;
 use parking_lot::Mutex;
 
-use super::TIMER_MIN;
 use crate::clock;
 use crate::ops::metrics::Counter;
 
@@ -25,7 +24,7 @@ pub(super) static LATE: Counter =
 pub enum NotRun {
     /// The queue is full; the job never ran.
     Full,
-    /// The deadline passed; the job may still run.
+    /// The deadline passed. A job that had begun may still run.
     Late,
     /// The job panicked.
     Panicked,
@@ -41,6 +40,8 @@ pub struct Pool {
 
 enum Slot<T> {
     Open,
+    /// Nobody waits any more.
+    Left,
     Done(T),
     /// The job's side is gone without a result: it panicked.
     Lost,
@@ -79,7 +80,7 @@ impl Pool {
     }
 
     /// Runs `job` on one of the threads and waits for it, at most `within` (queueing included; up to 50 ms
-    /// longer, see [`TIMER_MIN`]).
+    /// longer, see [`clock::TIMER_MIN`]).
     pub fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -90,25 +91,28 @@ impl Pool {
         let slot = Arc::new(Mutex::new(Slot::Open));
         let reply = Reply { slot: Arc::clone(&slot), waiter: Arc::clone(&waiter) };
         let job = move || {
-            let done = job();
-            *reply.slot.lock() = Slot::Done(done);
+            if !matches!(*reply.slot.lock(), Slot::Left) {
+                let done = job();
+                *reply.slot.lock() = Slot::Done(done);
+            }
         };
         if self.jobs.try_send(Box::new(job)).is_err() {
             FULL.inc();
             return Err(NotRun::Full);
         }
         loop {
-            match std::mem::replace(&mut *slot.lock(), Slot::Open) {
+            let left = deadline.saturating_sub(clock::monotonic());
+            let next = if left.is_zero() { Slot::Left } else { Slot::Open };
+            match std::mem::replace(&mut *slot.lock(), next) {
                 Slot::Done(done) => return Ok(done),
                 Slot::Lost => return Err(NotRun::Panicked),
-                Slot::Open => {}
+                Slot::Open | Slot::Left => {}
             }
-            let left = deadline.saturating_sub(clock::monotonic());
             if left.is_zero() {
                 LATE.inc();
                 return Err(NotRun::Late);
             }
-            if waiter.park(Some(left.max(TIMER_MIN))).is_err() {
+            if waiter.park(Some(left.max(clock::TIMER_MIN))).is_err() {
                 clock::back_to_worker();
             }
         }
@@ -139,6 +143,20 @@ mod tests {
         let pool = Pool::new("test", 1, 4);
         assert_eq!(pool.run(|| panic!("on purpose"), LONG), Err::<(), _>(NotRun::Panicked));
         assert_eq!(pool.run(|| 1, LONG), Ok(1));
+    }
+
+    #[test]
+    fn a_job_that_was_given_up_is_not_begun() {
+        let pool = Pool::new("test", 1, 4);
+        let (open, gate) = bounded::<()>(0);
+        let first = pool.run(move || gate.recv(), Duration::from_millis(1));
+        assert_eq!(first, Err(NotRun::Late));
+        let done = Arc::new(Mutex::new(false));
+        let given_up = Arc::clone(&done);
+        assert_eq!(pool.run(move || *given_up.lock() = true, Duration::from_millis(1)), Err(NotRun::Late));
+        open.send(()).expect("the first job waits");
+        assert_eq!(pool.run(|| (), LONG), Ok(()));
+        assert!(!*done.lock());
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod client;
 mod resolve;
 mod socket;
 mod trace;
+mod watch;
 
 use std::time::Duration;
 
@@ -22,16 +23,12 @@ pub static METRICS: &[&dyn Metric] = &[
     &client::TOO_LARGE,
     &socket::CONNECTED,
     &socket::CONNECT_FAILED,
+    &watch::FIRINGS,
     &resolve::LOOKUPS,
     &resolve::LOOKUPS_FAILED,
     &blocking::FULL,
     &blocking::LATE,
 ];
-
-/// No timer of `may` is set shorter than this. It registers a timer before the coroutine that the timer is to
-/// wake (`Park::subscribe`, `SocketRead::subscribe`), so one that fires in between wakes nobody, ever; and
-/// its clock may be some milliseconds behind.
-pub(crate) const TIMER_MIN: Duration = Duration::from_millis(50);
 
 /// A call's answer, whatever its status. Non-2xx is not an error here.
 #[derive(Debug)]

@@ -1,18 +1,21 @@
-//! ureq's transport over a `may` socket: connecting, writing and reading suspend the coroutine, never the
-//! worker, and end by the call's deadline.
+//! ureq's transport over a socket registered with `may`: connecting, writing and reading suspend the
+//! coroutine, never the worker. They end by the call's deadline, which [`Watch`] keeps.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use may::net::TcpStream;
+use may::io::{CoIo, WaitIo};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 use ureq::{Error, Timeout};
 
 use super::resolve::Names;
-use super::{TIMER_MIN, trace};
+use super::trace;
+use super::watch::Watch;
 use crate::clock;
 use crate::ops::metrics::Counter;
 
@@ -35,31 +38,44 @@ pub(super) struct Tcp {
 #[derive(Debug)]
 pub(super) struct Complete;
 
-/// A connected socket with its buffers.
+/// A connected socket with its buffers. It is dropped field by field in this order: the descriptor must
+/// outlive its registration, or its number could already be another's when it is taken out.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    line: Line,
     buffers: LazyBuffers,
 }
+
+/// A socket, its registration with `may`, and its deadline.
+#[derive(Debug)]
+struct Line {
+    registered: CoIo<Shared>,
+    watch: Arc<Watch>,
+    stream: Arc<TcpStream>,
+}
+
+/// A socket in the form that `may` wants.
+#[derive(Debug)]
+struct Shared(Arc<TcpStream>);
 
 impl<In: Transport> Connector<In> for Tcp {
     type Out = Socket;
 
     fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Socket>, Error> {
         trace::note(|t| t.fresh = true);
-        let stream = self.any(details).inspect_err(|_| {
+        let line = self.any(details).inspect_err(|_| {
             self.names.forget(details.uri.host().unwrap_or_default());
         })?;
-        stream.set_nodelay(true)?;
+        line.stream.set_nodelay(true)?;
         CONNECTED.inc();
         let (input, output) = (details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Socket { stream, buffers: LazyBuffers::new(input, output) }))
+        Ok(Some(Socket { line, buffers: LazyBuffers::new(input, output) }))
     }
 }
 
 impl Tcp {
     /// The first address that answers; each gets its share of the time that is left.
-    fn any(&self, details: &ConnectionDetails) -> Result<TcpStream, Error> {
+    fn any(&self, details: &ConnectionDetails) -> Result<Line, Error> {
         let end = clock::monotonic() + trace::left(*details.timeout.after)?;
         let mut failed = Error::HostNotFound;
         for (nth, address) in details.addrs.iter().enumerate() {
@@ -68,11 +84,11 @@ impl Tcp {
                 return Err(Error::Timeout(Timeout::Connect));
             }
             let share = (left / (details.addrs.len() - nth) as u32).max(ADDRESS_TIME_MIN).min(left);
-            match connect(address, share) {
-                Ok(stream) => return Ok(stream),
+            match connect(*address, clock::monotonic() + share) {
+                Ok(line) => return Ok(line),
                 Err(e) => {
                     CONNECT_FAILED.inc();
-                    failed = e;
+                    failed = ended(e, Timeout::Connect);
                 }
             }
         }
@@ -80,8 +96,69 @@ impl Tcp {
     }
 }
 
-fn connect(address: &SocketAddr, within: Duration) -> Result<TcpStream, Error> {
-    TcpStream::connect_timeout(address, within.max(TIMER_MIN)).map_err(|e| ended(e, Timeout::Connect))
+/// Connects to one address by `end`.
+fn connect(address: SocketAddr, end: Duration) -> io::Result<Line> {
+    if !may::coroutine::is_coroutine() {
+        // a thread may block; a timeout of nothing is refused
+        let left = end.saturating_sub(clock::monotonic()).max(Duration::from_millis(1));
+        return Line::new(TcpStream::connect_timeout(&address, left)?);
+    }
+    let kind = socket2::Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
+    match socket.connect(&address.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+        _ => {}
+    }
+    let mut line = Line::new(socket.into())?;
+    line.until(end, |line| {
+        loop {
+            if let Some(e) = line.stream.take_error()? {
+                return Err(e);
+            }
+            match line.stream.peer_addr() {
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => line.registered.wait_io(),
+                other => return other.map(drop),
+            };
+        }
+    })?;
+    Ok(line)
+}
+
+impl Line {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        let stream = Arc::new(stream);
+        let registered = CoIo::new(Shared(Arc::clone(&stream)))?;
+        Ok(Self { registered, watch: Watch::new(Arc::clone(&stream)), stream })
+    }
+
+    /// Does I/O until it is done or `end` has come.
+    fn until<T>(&mut self, end: Duration, work: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        self.watch.arm(end);
+        let done = work(self);
+        if self.watch.disarm() { done } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Read for Shared {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buf)
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl<In: Transport> Connector<In> for Complete {
@@ -104,37 +181,26 @@ impl Transport for Socket {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
-        let mut rest = &self.buffers.output()[..amount];
         trace::note(|t| t.written = true);
-        while !rest.is_empty() {
-            let written = time_left(end, timeout.reason).and_then(|left| {
-                self.stream.set_write_timeout(Some(left))?;
-                match self.stream.write(rest) {
-                    Ok(0) => Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(0),
-                    other => other.map_err(|e| ended(e, timeout.reason)),
-                }
-            });
-            match written {
-                Ok(n) => rest = &rest[n..],
-                Err(e) => {
-                    trace::note(|t| t.write_failed = true);
-                    return Err(e);
-                }
-            }
-        }
-        Ok(())
+        let rest = &self.buffers.output()[..amount];
+        self.line.until(end, |line| line.registered.write_all(rest)).map_err(|e| {
+            trace::note(|t| t.write_failed = true);
+            ended(e, timeout.reason)
+        })
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
-        let amount = loop {
-            self.stream.set_read_timeout(Some(time_left(end, timeout.reason)?))?;
-            match self.stream.read(self.buffers.input_append_buf()) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => break other.map_err(|e| ended(e, timeout.reason))?,
+        let room = self.buffers.input_append_buf();
+        let read = self.line.until(end, |line| {
+            loop {
+                match line.registered.read(room) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    other => return other,
+                }
             }
-        };
+        });
+        let amount = read.map_err(|e| ended(e, timeout.reason))?;
         self.buffers.input_appended(amount);
         if amount > 0 {
             trace::note(|t| t.answered = true);
@@ -144,22 +210,10 @@ impl Transport for Socket {
 
     /// Open and silent. Looks without waiting: the socket is non-blocking, and the pool asks under its lock.
     fn is_open(&mut self) -> bool {
-        matches!(self.stream.inner().peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        matches!(self.line.stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
-fn time_left(end: Duration, reason: Timeout) -> Result<Duration, Error> {
-    let left = end.saturating_sub(clock::monotonic());
-    if left.is_zero() { Err(Error::Timeout(reason)) } else { Ok(left.max(TIMER_MIN)) }
-}
-
-/// An I/O error as ureq's. After one that timed out, the coroutine runs on the timer's thread: it goes back.
 fn ended(e: io::Error, reason: Timeout) -> Error {
-    match e.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            clock::back_to_worker();
-            Error::Timeout(reason)
-        }
-        _ => Error::Io(e),
-    }
+    if e.kind() == io::ErrorKind::TimedOut { Error::Timeout(reason) } else { Error::Io(e) }
 }

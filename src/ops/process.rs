@@ -18,8 +18,9 @@ pub fn configure_coroutines(workers: usize) {
     config.set_timeout_ns(IDLE_POLL.as_nanos() as u64);
 }
 
-/// No core dumps, since they would hold tokens; no huge pages, since a connection's two buffers would take 2 MiB each.
-#[allow(unsafe_code, reason = "prctl and setrlimit have no safe wrapper in the standard library")]
+/// No core dumps, since they would hold tokens; no huge pages, since a connection's two buffers would take 2 MiB each; a
+/// file-size limit is an error of the write that meets it, not a signal that kills.
+#[allow(unsafe_code, reason = "prctl, setrlimit and signal have no safe wrapper in the standard library")]
 pub fn harden() {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain system calls on constants; `none` outlives the call that reads it.
@@ -27,5 +28,6 @@ pub fn harden() {
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
         libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }

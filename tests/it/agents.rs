@@ -1,5 +1,7 @@
 //! The agents against a real server over HTTP: what they ask, byte for byte, and what every kind of answer comes to.
 
+#![allow(clippy::disallowed_methods, reason = "tests wait on threads and measure time")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;

@@ -222,7 +222,7 @@ fn expected(code: i64, headers: &[(String, String)]) -> Verdict {
         0 | 10 | 104 | 190 | 200 | 368 => Verdict::Park { scope: Scope::Business, after: None },
         4 => Verdict::Park { scope: Scope::App, after },
         80007 => Verdict::Park { scope: Scope::Business, after },
-        130429 => Verdict::Park { scope: Scope::Number, after },
+        130429 => Verdict::Park { scope: Scope::Number, after: after.or(Some(Duration::from_secs(2))) },
         131056 => Verdict::Park { scope: Scope::Pair, after },
         133010 => Verdict::Park { scope: Scope::Number, after: None },
         17 | 613 => Verdict::Retry { after },

@@ -173,7 +173,8 @@ pub fn ask(address: SocketAddr, request: &[u8]) -> Option<(u16, String)> {
         }
         let text = String::from_utf8_lossy(&all);
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: "))?.parse::<usize>().ok()?;
+            let length =
+                head.lines().find_map(|l| l.strip_prefix("Content-Length: "))?.parse::<usize>().ok()?;
             if body.len() >= length {
                 break;
             }
@@ -201,7 +202,8 @@ pub fn message(number: &str, from: &str, wamid: &str, text: &str, at: u64) -> St
 }
 
 pub fn envelope(changes: &[String]) -> String {
-    let entries: Vec<String> = changes.iter().map(|c| format!(r#"{{"id":"waba","changes":[{c}]}}"#)).collect();
+    let entries: Vec<String> =
+        changes.iter().map(|c| format!(r#"{{"id":"waba","changes":[{c}]}}"#)).collect();
     format!(r#"{{"object":"whatsapp_business_account","entry":[{}]}}"#, entries.join(","))
 }
 
@@ -227,7 +229,13 @@ pub fn until(what: &str, within: Duration, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Adds a business to the store of `settings` with `business add`.
-pub fn add_business(settings: &HashMap<String, String>, sub_domain: &str, number: &str, token: &str, extra: &[&str]) {
+pub fn add_business(
+    settings: &HashMap<String, String>,
+    sub_domain: &str,
+    number: &str,
+    token: &str,
+    extra: &[&str],
+) {
     let mut child = command(settings)
         .args(["business", "add", "--name", sub_domain, "--subdomain", sub_domain])
         .args(["--phone-number-id", number, "--waba-id", "1001"])

@@ -3,16 +3,19 @@
 mod agents;
 mod business;
 mod corpus;
+mod crash;
 mod directory;
 mod dispatcher;
 mod edge;
 mod graph;
+mod harness;
 mod inbox;
 mod net;
 mod nginx;
 mod sandbox;
 mod service;
 mod tidy;
+mod whole;
 
 /// Sets the size of coroutine stacks, before the first coroutine of this process.
 fn coroutines() {

@@ -209,7 +209,7 @@ fn a_held_number_is_probed_by_one_job_with_growing_waits_and_then_goes_on() {
     assert_eq!(started.len(), 4);
     bed.done(started.split_off(3));
     for held in started {
-        bed.hold(held, Scope::Number);
+        bed.hold(held, Scope::Business);
     }
     bed.offer(1, [5]);
     bed.offer(2, [6]);
@@ -224,7 +224,7 @@ fn a_held_number_is_probed_by_one_job_with_growing_waits_and_then_goes_on() {
         let mut probe = bed.start_all();
         assert_eq!(numbers(&probe), [1], "one job goes first");
         assert!(keys(&probe[0].1)[0] <= 3, "a held one");
-        bed.hold(probe.remove(0), Scope::Number);
+        bed.hold(probe.remove(0), Scope::Business);
         assert!(bed.start_all().is_empty());
         least = (least * 2).min(200);
     }
