@@ -1,5 +1,6 @@
 //! The simulated Meta from outside: what it refuses, what a caller sees of each fault, how it posts webhooks; and the
 //! `sandbox` and `dev` commands as somebody new would try them.
+#![allow(clippy::disallowed_methods, reason = "tests on plain threads")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -81,10 +82,13 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Body and signature of what was posted.
+type Posted = (String, String);
+
 /// A server for webhooks on a thread: keeps the bodies and answers what `status` says of the n-th.
 struct Hook {
     url: String,
-    got: Arc<Mutex<Vec<(String, String)>>>,
+    got: Arc<Mutex<Vec<Posted>>>,
 }
 
 fn hook(status: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Hook {
@@ -101,7 +105,7 @@ fn hook(status: impl Fn(usize) -> u16 + Send + Sync + 'static) -> Hook {
     Hook { url, got }
 }
 
-fn serve(stream: TcpStream, kept: &Mutex<Vec<(String, String)>>, status: &(dyn Fn(usize) -> u16 + Sync)) {
+fn serve(stream: TcpStream, kept: &Mutex<Vec<Posted>>, status: &(dyn Fn(usize) -> u16 + Sync)) {
     let mut answers = stream.try_clone().expect("cloned");
     let mut reader = BufReader::new(stream);
     loop {
@@ -278,7 +282,7 @@ fn limits_are_those_of_meta_where_they_are_on() {
 fn what_one_customer_says_is_posted_in_order_until_each_gets_its_200() {
     let meta = meta();
     // every third post fails
-    let hook = hook(|nth| if nth % 3 == 0 { 503 } else { 200 });
+    let hook = hook(|nth| if nth.is_multiple_of(3) { 503 } else { 200 });
     meta.set_webhook_url(&hook.url);
     for n in 0..30 {
         meta.say(SHOP, ANNA, "Zo\u{eb}", &format!("line {n:02}"));
@@ -311,7 +315,7 @@ fn every_accepted_message_gets_its_three_statuses_however_long_the_server_is_awa
         );
     }
     // more than are posted at once, and nobody listens yet
-    let hook = hook(|nth| if nth % 10 == 0 { 500 } else { 200 });
+    let hook = hook(|nth| if nth.is_multiple_of(10) { 500 } else { 200 });
     meta.set_webhook_url(&hook.url);
     assert!(meta.wait_quiet(Duration::from_secs(60)), "{:?}", meta.webhooks());
     let mut statuses: Vec<(String, String)> = hook
@@ -366,7 +370,7 @@ fn numbers_and_media_are_shown_to_their_owner_only() {
     assert_ne!(get(path, "made-up").map(|(status, _)| status), Some(200));
 }
 
-/// Started, with its first lines; killed and reaped at the end.
+/// Killed and reaped at the end.
 struct Running(std::process::Child);
 
 impl Drop for Running {
