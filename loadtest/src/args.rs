@@ -83,9 +83,9 @@ impl Args {
     pub fn conversations(&self) -> u64 {
         self.conversations.unwrap_or_else(|| {
             let messages = self.rate.unwrap_or(GUESS_PER_SECOND).saturating_mul(self.duration);
-            let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users);
+            let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users).min(CONVERSATIONS_MAX);
             // whole rounds: every user has as many as the next
-            enough.min(CONVERSATIONS_MAX).div_ceil(self.users.max(1)) * self.users
+            enough.div_ceil(self.users.max(1)).max(1) * self.users
         })
     }
 
@@ -99,6 +99,10 @@ impl Args {
         };
         refuse(self.users == 0, "--users 0: nobody would post".to_owned());
         refuse(
+            self.users > CONVERSATIONS_MAX,
+            format!("--users {}: must be at most {CONVERSATIONS_MAX}, one conversation each", self.users),
+        );
+        refuse(
             self.users.saturating_add(FDS_SPARE) > open_files_max,
             format!(
                 "--users {}: each needs a descriptor, and {FDS_SPARE} more are needed, but `ulimit -n` is \
@@ -110,7 +114,10 @@ impl Args {
             !(1..=DURATION_MAX).contains(&self.duration),
             format!("--duration {}: must be 1 to {DURATION_MAX} seconds", self.duration),
         );
-        refuse(self.rate == Some(0), "--rate 0: nothing would be posted; leave it out for a closed loop".to_owned());
+        refuse(
+            self.rate == Some(0),
+            "--rate 0: nothing would be posted; leave it out for a closed loop".to_owned(),
+        );
         refuse(
             self.rate.is_some_and(|rate| rate > 1_000_000),
             "--rate: above 1,000,000 a second nothing is measured but this program".to_owned(),
@@ -129,7 +136,7 @@ impl Args {
         );
         let conversations = self.conversations();
         refuse(
-            conversations < self.users || conversations > CONVERSATIONS_MAX,
+            self.conversations.is_some_and(|given| given < self.users || given > CONVERSATIONS_MAX),
             format!(
                 "--conversations {conversations}: must be at least one for each of {} users, at most \
                  {CONVERSATIONS_MAX}",
@@ -189,6 +196,8 @@ mod tests {
     fn conversations_are_enough_and_even() {
         let args = Args::try_parse_from(["loadtest", "--rate", "1000", "--duration", "60"]).expect("parses");
         assert_eq!(args.conversations(), 2000);
+        let args = Args::try_parse_from(["loadtest", "--users", "700", "--rate", "1000"]).expect("parses");
+        assert_eq!(args.conversations(), 1400);
         let args = Args::try_parse_from(["loadtest", "--users", "7", "--rate", "1"]).expect("parses");
         assert_eq!(args.conversations(), 7);
         assert_eq!(args.conversations() % args.users, 0);

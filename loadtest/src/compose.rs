@@ -40,9 +40,9 @@ impl Composer {
             let _ = write!(
                 body,
                 concat!(
-                    r#""contacts":[{{"profile":{{"name":"J\u00f6rg \u0141oad {c}"}},"wa_id":"{to}","user_id":"GB.1349120865530274{c:010}"}}],"#,
+                    r#""contacts":[{{"profile":{{"name":"J\u00f6rg \u0141oad {c}"}},"wa_id":"{to}","user_id":"GB.1349120865530274{c:010}","parent_user_id":"GB.ENT.11815{c:010}"}}],"#,
                     r#""messages":[{{"context":{{"from":"{display}","id":"wamid.HBgMNDQ3NzAwOTAwMTIzFQIAERgSQzdE{run:08X}{c:08X}AA=="}},"#,
-                    r#""from":"{to}","from_user_id":"GB.1349120865530274{c:010}","id":"wamid.HBgMNDQ3NzAwOTAwMTIzFQIAEhgUM0E{run:08X}{c:08X}{n:08X}AA==","#,
+                    r#""from":"{to}","from_user_id":"GB.1349120865530274{c:010}","from_parent_user_id":"GB.ENT.11815{c:010}","id":"wamid.HBgMNDQ3NzAwOTAwMTIzFQIAEhgUM0E{run:08X}{c:08X}{n:08X}AA==","#,
                     r#""timestamp":"{timestamp}","text":{{"body":"m{c}.{n}"}},"type":"text"}}]"#
                 ),
                 run = run,
@@ -144,10 +144,8 @@ mod tests {
     #[test]
     fn the_server_reads_what_is_composed_and_every_body_is_another() {
         let mut composer = Composer::new("secret", 7);
-        let said = [
-            Said { conversation: 5, nth: 0, business: 1 },
-            Said { conversation: 6, nth: 3, business: 0 },
-        ];
+        let said =
+            [Said { conversation: 5, nth: 0, business: 1 }, Said { conversation: 6, nth: 3, business: 0 }];
         let request = composer.messages(&said, 1_700_000_000).to_vec();
         let mut items = Vec::new();
         parse::parse(body(&request), &mut items);
@@ -182,7 +180,8 @@ mod tests {
         let mut composer = Composer::new("secret", 7);
         let request = composer.messages(&[Said { conversation: 0, nth: 0, business: 0 }], 1).to_vec();
         let head = String::from_utf8_lossy(&request);
-        let signature = head.lines().find_map(|l| l.strip_prefix("X-Hub-Signature-256: sha256=")).expect("signed");
+        let signature =
+            head.lines().find_map(|l| l.strip_prefix("X-Hub-Signature-256: sha256=")).expect("signed");
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
         hmac::verify(&key, body(&request), &hex::decode(signature).expect("hex")).expect("right");
         assert!(head.contains(&format!("Content-Length: {}\r\n", body(&request).len())));

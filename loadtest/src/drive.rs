@@ -116,7 +116,8 @@ impl Load {
     pub fn start(self: &Arc<Self>) -> std::io::Result<Vec<JoinHandle<()>>> {
         let user = |id| {
             let load = Arc::clone(self);
-            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id).run())
+            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id)
+                .run())
         };
         (0..self.plan.users).map(user).collect()
     }

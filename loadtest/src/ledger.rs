@@ -153,7 +153,10 @@ impl Ledger {
                 self.answered.fetch_add(1, Relaxed);
                 on_first(at_us.saturating_sub(sent_us));
                 if late {
-                    self.note(|w| &mut w.out_of_order, || format!("{} answered after a later one", message()));
+                    self.note(
+                        |w| &mut w.out_of_order,
+                        || format!("{} answered after a later one", message()),
+                    );
                 }
             }
             Answer::Again => self.note(|w| &mut w.doubled, || format!("{} answered again", message())),

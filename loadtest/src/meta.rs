@@ -20,7 +20,8 @@ pub fn start(businesses: u32, app_secret: &str, receipts: bool) -> Result<Sandbo
         token: Secret::new(names::token(business)),
     };
     let numbers = (0..businesses).map(number).collect();
-    let options = Options { statuses: receipts, keep: KEEP, ..Options::new(Secret::new(app_secret), numbers) };
+    let options =
+        Options { statuses: receipts, keep: KEEP, ..Options::new(Secret::new(app_secret), numbers) };
     Sandbox::start(options).map_err(|e| format!("the simulated Graph: {e}"))
 }
 

@@ -199,7 +199,11 @@ impl Figures {
 
     fn order(&self) -> Line {
         let count = self.tally.wrong.out_of_order;
-        Line { red: count > 0, name: "order", text: format!("{count} answered out of order in their conversation") }
+        Line {
+            red: count > 0,
+            name: "order",
+            text: format!("{count} answered out of order in their conversation"),
+        }
     }
 
     fn reconciled(&self) -> Line {
@@ -213,7 +217,7 @@ impl Figures {
             "sent {sent}, acknowledged {acknowledged}, answered {answered}: {pending} {lost}, doubled {}",
             wrong.doubled
         );
-        for example in &wrong.examples {
+        for example in wrong.examples.iter().filter(|_| !self.interrupted || wrong.doubled > 0) {
             text.push_str("; ");
             text.push_str(example);
         }

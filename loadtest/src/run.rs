@@ -28,6 +28,8 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 /// After the last answer, how long a doubled one is waited for.
 const LINGER: Duration = Duration::from_secs(2);
+/// After an interrupt, how long requests under way may still take.
+const HASTE: Duration = Duration::from_secs(2);
 /// How long the users' descriptors may take to go.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -52,7 +54,10 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
     let parent = args.data_dir.clone().map_or_else(server::own_folder, Ok)?;
     let data = Data::new(&parent)?;
     if sys::is_in_memory(data.path()) {
-        eprintln!("loadtest: {} is in memory, where durable costs nothing; take --data-dir on a disk", parent.display());
+        eprintln!(
+            "loadtest: {} is in memory, where durable costs nothing; take --data-dir on a disk",
+            parent.display()
+        );
     }
     let sandbox = meta::start(args.businesses as u32, APP_SECRET, args.receipts)?;
     let setup = Setup { path: &path, data: data.path(), settings: settings(args, &sandbox) };
@@ -69,7 +74,8 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
     let ledger = Ledger::new(plan.conversations, args.businesses as u32);
     let load = Arc::new(Load::new(plan, ledger));
     meta::follow(&sandbox, &load);
-    let bench = Bench { args, interrupts, server, sandbox, load, trouble: Vec::new(), fds_peak: 0, _data: data };
+    let bench =
+        Bench { args, interrupts, server, sandbox, load, trouble: Vec::new(), fds_peak: 0, _data: data };
     bench.measure()
 }
 
@@ -171,7 +177,8 @@ impl Bench<'_> {
                 return;
             }
             if self.load.ledger.open() >= OPEN_MAX {
-                self.trouble.push(format!("the load ended early: {OPEN_MAX} messages wait for their answers"));
+                self.trouble
+                    .push(format!("the load ended early: {OPEN_MAX} messages wait for their answers"));
                 return;
             }
             if clock::monotonic() >= tell_at {
@@ -195,11 +202,15 @@ impl Bench<'_> {
     }
 
     fn join(&mut self, users: Vec<JoinHandle<()>>) {
+        let mut haste_until = None;
         while users.iter().any(|user| !user.is_done()) {
             if self.is_interrupted() {
-                // what waits for an answer gets none
                 self.load.abandon.store(true, Relaxed);
-                self.server.kill();
+                let until = *haste_until.get_or_insert_with(|| clock::monotonic() + HASTE);
+                if clock::monotonic() > until {
+                    // what waits for an answer gets none
+                    self.server.kill();
+                }
             } else if !self.load.abandon.load(Relaxed) {
                 self.is_down();
             }

@@ -30,7 +30,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The executable: as told, or beside this program, brought up to date by cargo first.
 pub fn locate(told: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(path) = told {
-        return if path.is_file() { Ok(path.to_owned()) } else { Err(format!("--server {}: no such file", path.display())) };
+        // the child runs in another folder
+        return match path.canonicalize() {
+            Ok(path) if path.is_file() => Ok(path),
+            _ => Err(format!("--server {}: no such file", path.display())),
+        };
     }
     let folder = own_folder()?;
     let path = folder.join(NAME);
@@ -47,7 +51,12 @@ pub fn locate(told: Option<&Path>) -> Result<PathBuf, String> {
         Err(_) if path.is_file() => {
             eprintln!("loadtest: cargo can't be run; the server that is there is taken as it is");
         }
-        Err(e) => return Err(format!("there is no {} and cargo can't be run ({e}); run `{by_hand}`", path.display())),
+        Err(e) => {
+            return Err(format!(
+                "there is no {} and cargo can't be run ({e}); run `{by_hand}`",
+                path.display()
+            ));
+        }
     }
     if path.is_file() { Ok(path) } else { Err(format!("{} is not there after `{by_hand}`", path.display())) }
 }
@@ -67,13 +76,17 @@ impl Data {
         const PREFIX: &str = "loadtest-data-";
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+            let owner = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|pid| pid.parse::<u32>().ok());
             if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let path = path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -121,7 +134,10 @@ impl Setup<'_> {
         let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
         let output = child.wait_with_output().map_err(|e| format!("{what}: {e}"))?;
         if !output.status.success() {
-            return Err(format!("`{NAME} {what}` failed: {}", String::from_utf8_lossy(&output.stderr).trim()));
+            return Err(format!(
+                "`{NAME} {what}` failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ));
         }
         fed.map_err(|e| format!("`{NAME} {what}`: {e}"))
     }
@@ -165,7 +181,9 @@ fn follow(
     let read = move || {
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
-            if let Some(address) = line.strip_prefix("listening on http://").and_then(|a| a.trim().parse().ok()) {
+            if let Some(address) =
+                line.strip_prefix("listening on http://").and_then(|a| a.trim().parse().ok())
+            {
                 let _ = told.try_send(address);
                 continue;
             }

@@ -1,5 +1,8 @@
 //! The few system calls that the standard library has no safe words for.
-#![allow(unsafe_code, reason = "signals to a child, limits and the kind of a file system have no safe wrapper here")]
+#![allow(
+    unsafe_code,
+    reason = "signals to a child, limits and the kind of a file system have no safe wrapper here"
+)]
 
 use std::ffi::CString;
 use std::io;
