@@ -1,7 +1,10 @@
 //! The one file that reads the clock and the one that sleeps. Everything else takes time as an argument.
 
+use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
 
 /// Milliseconds since the Unix epoch.
 pub type UnixMillis = u64;
@@ -30,7 +33,37 @@ pub const TIMER_MIN: Duration = Duration::from_millis(50);
 pub fn sleep(duration: Duration) {
     may::coroutine::sleep(duration);
     back_to_worker();
+    linger();
 }
+
+/// Keeps the record of the calling coroutine for [`LINGER`], even if the coroutine ends now.
+///
+/// may 0.3.51 writes into that record after it has put a coroutine to sleep. When the timer (or whoever unparks it) is
+/// faster than the worker, because the kernel took the worker off its core in between, the coroutine may be over
+/// by then and the record freed: heap corruption. So every sleep is followed by this, and it belongs at the end of
+/// a coroutine that waits on may's Semphore, SyncFlag, channels or Mutex and ends soon after.
+pub fn linger() {
+    if !may::coroutine::is_coroutine() {
+        return;
+    }
+    let (now, record) = (monotonic(), may::coroutine::current());
+    let gone = {
+        let mut kept = LINGERING.lock();
+        kept.push_back((now, record));
+        let late = kept.iter().take_while(|(since, _)| now.saturating_sub(*since) > LINGER).count();
+        let count = late.max(kept.len().saturating_sub(LINGERING_MAX));
+        kept.drain(..count).collect::<Vec<_>>()
+    };
+    // outside of the lock: a record waits for may before it goes
+    drop(gone);
+}
+
+/// Longer than any worker is off its core.
+const LINGER: Duration = Duration::from_secs(2);
+/// Records that are kept; about 200 bytes each.
+const LINGERING_MAX: usize = 65_536;
+
+static LINGERING: Mutex<VecDeque<(Duration, may::coroutine::Coroutine)>> = Mutex::new(VecDeque::new());
 
 /// Call after a park or a receive that timed out: moves the coroutine off the timer thread.
 pub fn back_to_worker() {

@@ -22,7 +22,6 @@ use super::webhooks::{self, Incoming};
 use super::wire::{self, After, Request};
 use super::world::World;
 use super::{Counts, Number};
-use crate::clock;
 use crate::secret::Secret;
 
 #[derive(Deserialize)]
@@ -133,9 +132,7 @@ fn say(world: &World, say: Say) -> Vec<u8> {
         incoming = incoming.with_content(&content);
     }
     let answer = format!(r#"{{"wamid":{}}}"#, webhooks::quoted(&incoming.wamid));
-    world.heard(std::slice::from_ref(&incoming));
-    let body = webhooks::messages(&[incoming], |id| world.number(id), clock::now());
-    drop(world.post.signed(body));
+    drop(world.say(incoming));
     answer.into_bytes()
 }
 

@@ -197,17 +197,18 @@ impl Sandbox {
         self.world.add_number(number);
     }
 
-    /// Somebody writes to a number: queues a signed webhook and returns the message's wamid. `from` is a wa_id, or a
+    /// Somebody writes to a number: queues a signed webhook and returns the message's wamid. What one customer says to
+    /// a number is posted in order, each once the one before got its 200. `from` is a wa_id, or a
     /// BSUID (`US.1349..`) of a user with a username.
     pub fn say(&self, phone_number_id: &str, from: &str, name: &str, text: &str) -> String {
         let incoming = self.incoming(phone_number_id, from, name, text);
         let wamid = incoming.wamid.clone();
-        self.post_raw(self.compose(&[incoming]));
+        drop(self.world.say(incoming));
         wamid
     }
 
     /// As [`Sandbox::say`], but returns only once the webhook got its 200 (true) or `within` is over (false; it is
-    /// posted on): what is said next can't overtake it.
+    /// posted on).
     pub fn say_and_wait(
         &self,
         phone_number_id: &str,
@@ -218,7 +219,7 @@ impl Sandbox {
     ) -> (String, bool) {
         let incoming = self.incoming(phone_number_id, from, name, text);
         let wamid = incoming.wamid.clone();
-        let taken = self.world.post.signed(self.compose(&[incoming]));
+        let taken = self.world.say(incoming);
         (wamid, taken.wait(within))
     }
 
@@ -229,8 +230,7 @@ impl Sandbox {
 
     /// One body for all of them: an entry for each run of messages of one WABA, a change for each run of one number.
     pub fn compose(&self, incoming: &[Incoming]) -> Vec<u8> {
-        self.world.heard(incoming);
-        webhooks::messages(incoming, |id| self.world.number(id), clock::now())
+        self.world.compose(incoming)
     }
 
     /// Queues these bytes as a signed webhook, whatever they are; posted until they get a 200.

@@ -1,11 +1,15 @@
 //! Posting webhooks as Meta does: signed, concurrently, again with growing pauses until there is a 200.
+//!
+//! What one customer says is posted one after the other, so that a test can tell order from luck. However many there
+//! are, only some are under way; the rest waits as bytes, and nothing that waits is lost.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use may::sync::Semphore;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ring::hmac;
 
 use super::{Options, wire};
@@ -14,8 +18,10 @@ use crate::net::client::Client;
 use crate::net::{self, Call};
 
 /// Webhooks that may wait for their 200; more are dropped and counted.
-const PENDING_MAX: u64 = 20_000;
-/// How many are under way at once.
+const PENDING_MAX: u64 = 2_000_000;
+/// How many have a coroutine; the others wait in line.
+const RUNNING_MAX: usize = 2_000;
+/// How many are posted at once.
 const CONCURRENT_MAX: usize = 256;
 /// How long an answer is waited for.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -48,12 +54,26 @@ struct Inner {
     pause: Duration,
     client: std::sync::OnceLock<Client>,
     places: Semphore,
+    line: Mutex<Line>,
+    /// What is to be posted after something that is under way, by its key.
+    orders: Mutex<HashMap<u64, VecDeque<Ordered>>>,
     stopping: AtomicBool,
     pending: AtomicU64,
     delivered: AtomicU64,
     again: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+}
+
+/// Something to do for one webhook, or for several that follow each other.
+type Job = Box<dyn FnOnce(&Inner) + Send>;
+/// A body, and who wants to know that it was taken.
+type Ordered = (Vec<u8>, Arc<AtomicBool>);
+
+#[derive(Default)]
+struct Line {
+    running: usize,
+    waiting: VecDeque<Job>,
 }
 
 /// Tells when a webhook got its 200.
@@ -74,6 +94,8 @@ impl Post {
             pause: options.redeliver_after.max(Duration::from_millis(1)),
             client: std::sync::OnceLock::new(),
             places: Semphore::new(CONCURRENT_MAX),
+            line: Mutex::default(),
+            orders: Mutex::default(),
             stopping: AtomicBool::new(false),
             pending: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
@@ -115,7 +137,7 @@ impl Post {
     pub fn signed(&self, body: Vec<u8>) -> Taken {
         let taken = Arc::new(AtomicBool::new(false));
         let tell = Arc::clone(&taken);
-        self.start(move |post| {
+        let _ = self.start(move |post| {
             if post.until_taken(&body) {
                 tell.store(true, Relaxed);
             }
@@ -123,9 +145,39 @@ impl Post {
         Taken(taken)
     }
 
+    /// Posts until there is a 200, after those of the same `key` that were given before got theirs.
+    pub fn in_order(&self, key: u64, body: Vec<u8>) -> Taken {
+        let taken = Arc::new(AtomicBool::new(false));
+        let first = (body, Arc::clone(&taken));
+        let mut orders = self.0.orders.lock();
+        if let Some(behind) = orders.get_mut(&key) {
+            self.0.pending.fetch_add(1, Relaxed);
+            behind.push_back(first);
+            return Taken(taken);
+        }
+        orders.insert(key, VecDeque::new());
+        drop(orders);
+        let started = self.start(move |post| {
+            let mut next = Some(first);
+            let mut is_first = true;
+            while let Some((body, tell)) = next {
+                let is_taken = post.until_taken(&body);
+                tell.store(is_taken, Relaxed);
+                // the first is uncounted by who runs this
+                post.pending.fetch_sub(u64::from(!is_first), Relaxed);
+                is_first = false;
+                next = post.behind(key);
+            }
+        });
+        if !started {
+            self.0.orders.lock().remove(&key);
+        }
+        Taken(taken)
+    }
+
     /// Posts one after the other, each until there is a 200, with a pause before each.
     pub fn in_turn(&self, bodies: Vec<Vec<u8>>, pause: Duration) {
-        self.start(move |post| {
+        let _ = self.start(move |post| {
             for body in bodies {
                 if !post.pause(pause) || !post.until_taken(&body) {
                     return;
@@ -136,30 +188,64 @@ impl Post {
 
     /// Posts once.
     pub fn once(&self, body: Vec<u8>, signature: Option<String>) {
-        self.start(move |post| {
+        let _ = self.start(move |post| {
             let _ = post.attempt(&body, signature.as_deref());
         });
     }
 
-    fn start(&self, run: impl FnOnce(&Inner) + Send + 'static) {
+    /// False: dropped.
+    fn start(&self, run: impl FnOnce(&Inner) + Send + 'static) -> bool {
         let inner = Arc::clone(&self.0);
         if inner.pending.fetch_add(1, Relaxed) >= PENDING_MAX {
             inner.pending.fetch_sub(1, Relaxed);
             inner.dropped.fetch_add(1, Relaxed);
-            return;
+            return false;
+        }
+        let job: Job = Box::new(run);
+        {
+            let mut line = inner.line.lock();
+            if line.running >= RUNNING_MAX {
+                line.waiting.push_back(job);
+                return true;
+            }
+            line.running += 1;
         }
         let started = wire::spawn(move || {
-            run(&inner);
-            inner.pending.fetch_sub(1, Relaxed);
+            let mut next = Some(job);
+            while let Some(job) = next {
+                job(&inner);
+                inner.pending.fetch_sub(1, Relaxed);
+                next = inner.next();
+            }
         });
         if started.is_err() {
+            self.0.line.lock().running -= 1;
             self.0.pending.fetch_sub(1, Relaxed);
             self.0.dropped.fetch_add(1, Relaxed);
         }
+        started.is_ok()
     }
 }
 
 impl Inner {
+    /// The next in line for a coroutine that is done; `None`: it ends.
+    fn next(&self) -> Option<Job> {
+        let mut line = self.line.lock();
+        let next = line.waiting.pop_front();
+        line.running -= usize::from(next.is_none());
+        next
+    }
+
+    /// What is to be posted next of that key; `None`: nothing, and the key is free.
+    fn behind(&self, key: u64) -> Option<Ordered> {
+        let mut orders = self.orders.lock();
+        let next = orders.get_mut(&key).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            orders.remove(&key);
+        }
+        next
+    }
+
     /// False: stopped first.
     fn until_taken(&self, body: &[u8]) -> bool {
         let signature = format!("sha256={}", hex::encode(hmac::sign(&self.key, body)));

@@ -162,6 +162,10 @@ impl Drop for Server {
 
 /// Starts a coroutine with a stack that parsing and formatting fit in, whatever the process configured.
 pub(super) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let run = || {
+        run();
+        crate::clock::linger();
+    };
     let _detached = may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), run)?;
     Ok(())
 }

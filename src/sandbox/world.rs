@@ -13,9 +13,9 @@ use parking_lot::{Mutex, RwLock};
 
 use super::faults::Faults;
 use super::limits::Limits;
-use super::post::Post;
+use super::post::{Post, Taken};
 use super::rules::{By, Refused};
-use super::webhooks::Incoming;
+use super::webhooks::{self, Incoming};
 use super::{Number, Options, Read, Sent, Violation};
 use crate::clock;
 use crate::event::hash64;
@@ -157,11 +157,19 @@ impl World {
         format!("wamid.{}", STANDARD.encode(bytes))
     }
 
-    /// Somebody wrote: opens the 24 hours in which free text is taken.
-    pub fn heard(&self, incoming: &[Incoming]) {
+    /// One body for all of them; each opens the 24 hours in which free text is taken.
+    pub fn compose(&self, incoming: &[Incoming]) -> Vec<u8> {
+        let now = clock::now();
         for message in incoming {
-            self.limits.heard(&message.phone_number_id, &message.from, clock::now());
+            self.limits.heard(&message.phone_number_id, &message.from, now);
         }
+        webhooks::messages(incoming, |id| self.number(id), now)
+    }
+
+    /// Somebody writes: posted behind what the same customer wrote to the same number before.
+    pub fn say(&self, incoming: Incoming) -> Taken {
+        let key = hash64(&[incoming.phone_number_id.as_bytes(), incoming.from.as_bytes()]);
+        self.post.in_order(key, self.compose(&[incoming]))
     }
 
     /// Keeps an accepted message and tells it on.
@@ -239,17 +247,13 @@ impl World {
 
     /// The statuses that follow an accepted message, as bodies in their order; `failed` with its code instead.
     pub fn statuses(&self, number: &Number, sent: &Sent, by: By, failed: Option<i64>) -> Vec<Vec<u8>> {
-        let of = |status| super::webhooks::status(number, sent, by, status, clock::now());
+        let of = |status| webhooks::status(number, sent, by, status, clock::now());
         match failed {
-            Some(code) => vec![of(super::webhooks::Status::Failed(code))],
-            None => [
-                super::webhooks::Status::Sent,
-                super::webhooks::Status::Delivered,
-                super::webhooks::Status::Read,
-            ]
-            .into_iter()
-            .map(of)
-            .collect(),
+            Some(code) => vec![of(webhooks::Status::Failed(code))],
+            None => [webhooks::Status::Sent, webhooks::Status::Delivered, webhooks::Status::Read]
+                .into_iter()
+                .map(of)
+                .collect(),
         }
     }
 }
