@@ -12,6 +12,7 @@ mod harness;
 mod inbox;
 mod net;
 mod nginx;
+mod sandbox;
 mod service;
 mod tidy;
 mod whole;
