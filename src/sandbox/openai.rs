@@ -1,5 +1,5 @@
-//! A small server that speaks the chat completions of OpenAI and its kin, for testing the agent that calls such servers:
-//! it says what it heard, and misbehaves on demand.
+//! A small server that speaks the chat completions of OpenAI and its kin, for testing the agent that calls such
+//! servers: it says what it heard, and misbehaves on demand.
 
 use std::collections::VecDeque;
 use std::io;

@@ -22,8 +22,9 @@ const HEAD_MAX: usize = 32 << 10;
 const BODY_MAX: usize = 4 << 20;
 /// A connection's buffer at its start, in bytes.
 const BUFFER_START: usize = 8 << 10;
-/// Stack of a connection's coroutine, in words; touched pages only cost.
-pub(super) const STACK_WORDS: usize = (256 << 10) / size_of::<usize>();
+/// The least stack of a coroutine, in words; touched pages only cost. The process's own size is taken where it is
+/// larger, since only stacks of that size are used again.
+const STACK_WORDS_MIN: usize = (128 << 10) / size_of::<usize>();
 
 /// A request, as it stands in the connection's buffer.
 #[derive(Debug)]
@@ -162,7 +163,8 @@ impl Drop for Server {
 
 /// Starts a coroutine with a stack that parsing and formatting fit in, whatever the process configured.
 pub(super) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let _detached = may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), run)?;
+    let words = may::config().get_stack_size().max(STACK_WORDS_MIN);
+    let _detached = may::go!(may::coroutine::Builder::new().stack_size(words), run)?;
     Ok(())
 }
 
