@@ -1,79 +1,39 @@
 //! Real nginx with the shipped site file in front of the real binary.
 //!
 //! Only ports and paths of the file are substituted; nginx runs from a temporary folder, also without privileges. What
-//! arrived is counted in the store, with the binary's own `inbox status`.
+//! arrived is compared with the bodies in the store, and counted with the binary's own `inbox status`.
 
-#![allow(clippy::disallowed_methods, reason = "tests wait on threads and measure time")]
+#![allow(clippy::disallowed_methods, reason = "tests wait on threads of their own, by their own clock")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use ring::hmac;
+use rusqlite::{Connection, OpenFlags};
+use socket2::{Domain, Socket, Type};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_whatsapp-webhook");
+use crate::harness::{self, APP_SECRET, Service};
+
 const NGINX: &str = "/usr/sbin/nginx";
-const SECRET: &str = "nginx-secret";
-const VERIFY_TOKEN: &str = "nginx-verify-token";
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary with nginx in front. Both end with it.
 struct Stack {
-    service: Service,
+    /// `None` while a test has it down.
+    service: Option<Service>,
     nginx: Nginx,
     folder: tempfile::TempDir,
-}
-
-struct Service {
-    child: Child,
-    port: u16,
+    extra: Vec<(&'static str, &'static str)>,
 }
 
 struct Nginx {
     child: Child,
     port: u16,
-}
-
-impl Service {
-    fn start(data: &Path, port: u16) -> Self {
-        let mut child = Command::new(BINARY)
-            .arg("serve")
-            .env_clear()
-            .current_dir(data)
-            .env("WHATSAPP_APP_SECRET", SECRET)
-            .env("WHATSAPP_VERIFY_TOKEN", VERIFY_TOKEN)
-            .env("ENCRYPTION_SECRET", "s")
-            .env("DATA_DIR", data)
-            .env("LISTEN", format!("127.0.0.1:{port}"))
-            // nothing that is asked of Graph may leave this machine
-            .env("GRAPH_API_URL", "http://127.0.0.1:9")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("standard error")).lines();
-        let mut seen = String::new();
-        let port = loop {
-            let line = lines.next().unwrap_or_else(|| panic!("the service ended: {seen}")).expect("a line");
-            if let Some(port) = line.strip_prefix("listening on http://127.0.0.1:") {
-                break port.parse().expect("a port");
-            }
-            seen += &line;
-        };
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, port }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Nginx {
@@ -91,10 +51,12 @@ impl Nginx {
                 .args(["-e", "start.log"])
                 .spawn()
                 .expect("nginx starts");
+            // from here on it ends whatever happens
             let mut nginx = Self { child, port };
             let begun = Instant::now();
             while nginx.runs() && begun.elapsed() < PATIENCE {
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                // it can't be another's port: nginx ends where it can't have it
+                if folder.join("nginx.pid").exists() && TcpStream::connect(("127.0.0.1", port)).is_ok() {
                     return nginx;
                 }
                 std::thread::sleep(Duration::from_millis(10));
@@ -107,12 +69,13 @@ impl Nginx {
     }
 
     fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("its state").is_none()
+        self.child.try_wait().is_ok_and(|ended| ended.is_none())
     }
 }
 
 impl Drop for Nginx {
     fn drop(&mut self) {
+        // its id is another's once it was waited for
         if !self.runs() {
             return;
         }
@@ -150,16 +113,40 @@ fn write_config(folder: &Path, port: u16, upstream: u16) -> PathBuf {
 
 impl Stack {
     fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::create_dir(folder.path().join("data")).expect("a folder");
-        let service = Service::start(&folder.path().join("data"), 0);
-        let nginx = Nginx::start(folder.path(), service.port);
-        Self { service, nginx, folder }
+        Self::with(&[])
     }
 
-    /// One request, which asks for it to be the last, on a connection of its own: the whole answer.
-    ///
-    /// No half close: nginx takes that for a caller that gave up.
+    fn with(extra: &[(&'static str, &'static str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).expect("a folder");
+        // nothing that is asked of Graph may leave this machine
+        let extra = [&[("GRAPH_API_URL", "http://127.0.0.1:9")], extra].concat();
+        let service = Service::start(&harness::settings(&data, &extra));
+        let nginx = Nginx::start(folder.path(), service.address.port());
+        Self { service: Some(service), nginx, folder, extra }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// kill -9. Returns where it was.
+    fn take_down(&mut self) -> SocketAddr {
+        let service = self.service.take().expect("it is up");
+        let address = service.address;
+        service.kill();
+        address
+    }
+
+    fn bring_up(&mut self, address: SocketAddr) {
+        let mut settings = harness::settings(&self.data(), &self.extra);
+        settings.insert("LISTEN".to_owned(), address.to_string());
+        self.service = Some(Service::start(&settings));
+    }
+
+    /// One request, which asks for it to be the last, on a connection of its own: the whole answer. No half close:
+    /// nginx takes that for a caller that gave up.
     fn ask(&self, request: &[u8]) -> String {
         self.ask_slowly(&[request])
     }
@@ -176,26 +163,49 @@ impl Stack {
     }
 
     /// Messages in the store, whatever became of them.
-    fn stored(&self) -> u64 {
-        let out = Command::new(BINARY)
+    fn messages(&self) -> usize {
+        let out = harness::command(&harness::settings(&self.data(), &[]))
             .args(["inbox", "status"])
-            .env_clear()
             .current_dir(self.folder.path())
-            .env("DATA_DIR", self.folder.path().join("data"))
             .output()
             .expect("runs");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let out = String::from_utf8(out.stdout).expect("text");
         let messages = out.lines().filter(|line| line.split_whitespace().nth(1) == Some("message"));
         messages
-            .map(|line| line.split_whitespace().last().expect("a count").parse::<u64>().expect("a count"))
+            .map(|line| line.split_whitespace().last().expect("a count").parse::<usize>().expect("a count"))
             .sum()
     }
 
-    fn expect_stored(&self, count: u64) {
+    /// All bodies in the store, sorted, as they lie in the file.
+    fn bodies(&self) -> Vec<Vec<u8>> {
+        let file = self.data().join(whatsapp_webhook::store::FILE);
+        let store = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("it opens");
+        let mut commits = store.prepare("SELECT bounds, bodies FROM commits").expect("a table");
+        let commits = commits.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+        let mut all = Vec::new();
+        for commit in commits {
+            let (bounds, mut bodies): (Vec<u8>, Vec<u8>) = commit.expect("a row");
+            for bound in bounds.chunks_exact(12) {
+                let length = u32::from_le_bytes(bound[..4].try_into().expect("four bytes"));
+                let rest = bodies.split_off(length as usize);
+                all.push(std::mem::replace(&mut bodies, rest));
+            }
+            assert!(bodies.is_empty(), "{} bytes belong to no body", bodies.len());
+        }
+        all.sort();
+        all
+    }
+
+    /// Exactly these bodies, each with its one message.
+    fn expect_stored(&self, mut bodies: Vec<Vec<u8>>) {
+        bodies.sort();
+        let stored = self.bodies();
+        assert!(stored == bodies, "{} bodies in the store, not these {}", stored.len(), bodies.len());
+        // the items follow the bodies within moments
         let begun = Instant::now();
-        while self.stored() != count {
-            assert!(begun.elapsed() < PATIENCE, "{} messages in the store, not {count}", self.stored());
+        while self.messages() != bodies.len() {
+            assert!(begun.elapsed() < PATIENCE, "{} messages, not {}", self.messages(), bodies.len());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -205,6 +215,17 @@ fn connect(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     stream.set_write_timeout(Some(PATIENCE)).expect("set");
+    stream
+}
+
+/// From another address of this machine.
+fn connect_from(address: &str, port: u16) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let address: IpAddr = address.parse().expect("an address");
+    socket.bind(&SocketAddr::new(address, 0).into()).expect("bound");
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("connected");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
     stream
 }
 
@@ -229,7 +250,7 @@ fn webhook(wamid: &str, padding: usize) -> Vec<u8> {
 }
 
 fn signature(body: &[u8]) -> String {
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), body);
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, APP_SECRET.as_bytes()), body);
     format!("sha256={}", hex::encode(tag))
 }
 
@@ -244,45 +265,59 @@ fn post(version: &str, extra: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
+/// The same without a signature.
+fn unsigned(body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST /webhook HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+const CLOSE: &str = "Connection: close\r\n";
+
 #[test]
 fn forty_headers_old_http_chunks_and_three_megabytes_come_through_nginx() {
     let stack = Stack::start();
-    let many: String = (0..36).map(|n| format!("X-Filler-{n}: {}\r\n", "v".repeat(n))).collect();
-    let answer = stack.ask(&post("1.1", &(many + "Connection: close\r\n"), &webhook("headers", 0)));
+    let bodies =
+        [webhook("headers", 0), webhook("old", 0), webhook("large", 3_000_000), webhook("chunked", 0)];
+    // 4 of its own, these, and Connection: 40 and more
+    let many: String = (0..40).map(|n| format!("X-Filler-{n}: {}\r\n", "v".repeat(n))).collect();
+    let answer = stack.ask(&post("1.1", &(many + CLOSE), &bodies[0]));
     assert_eq!(status(&answer), 200, "{answer}");
 
-    let answer = stack.ask(&post("1.0", "", &webhook("old", 0)));
+    let answer = stack.ask(&post("1.0", "", &bodies[1]));
     assert_eq!(status(&answer), 200, "{answer}");
 
-    let answer = stack.ask(&post("1.1", "Connection: close\r\n", &webhook("large", 3_000_000)));
+    let answer = stack.ask(&post("1.1", CLOSE, &bodies[2]));
     assert_eq!(status(&answer), 200, "{answer}");
 
-    let body = webhook("chunked", 0);
-    let (front, back) = body.split_at(100);
+    let (front, back) = bodies[3].split_at(100);
     let head = format!(
         "POST /whatsapp_response HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
          X-Hub-Signature-256: {}\r\n\r\n",
-        signature(&body)
+        signature(&bodies[3])
     );
     let chunk =
         |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n".as_slice()].concat();
     let answer = stack.ask_slowly(&[head.as_bytes(), &chunk(front), &chunk(back), b"0\r\n\r\n"]);
     assert_eq!(status(&answer), 200, "{answer}");
-    stack.expect_stored(4);
+    stack.expect_stored(bodies.into());
 }
 
 #[test]
 fn five_hundred_connections_at_once_come_through_nginx() {
     const CONNECTIONS: usize = 500;
     let stack = Stack::start();
+    let bodies: Vec<_> = (0..CONNECTIONS).map(|n| webhook(&format!("at-once-{n}"), 0)).collect();
     let all_there = Arc::new(Barrier::new(CONNECTIONS));
-    let callers: Vec<_> = (0..CONNECTIONS)
-        .map(|n| {
+    let callers: Vec<_> = bodies
+        .iter()
+        .map(|body| {
             let (port, all_there) = (stack.nginx.port, Arc::clone(&all_there));
+            let request = post("1.1", "", body);
             let call = move || {
                 let mut stream = connect(port);
-                let body = webhook(&format!("at-once-{n}"), 0);
-                let request = post("1.1", "", &body);
                 let (most, rest) = request.split_at(request.len() - 10);
                 stream.write_all(most).expect("sent");
                 // now all are under way at the same time
@@ -298,47 +333,54 @@ fn five_hundred_connections_at_once_come_through_nginx() {
     for caller in callers {
         assert_eq!(caller.join().expect("no panic"), "HTTP/1.1 200");
     }
-    stack.expect_stored(CONNECTIONS as u64);
+    stack.expect_stored(bodies);
 }
 
 #[test]
 fn a_restart_of_the_service_is_not_seen_by_who_comes_after_it() {
     let mut stack = Stack::start();
-    let data = stack.folder.path().join("data");
+    let mut acknowledged = Vec::new();
     for round in 0..3 {
-        let wamid = |n: &str| webhook(&format!("round-{round}-{n}"), 0);
-        for n in ["a", "b"] {
-            let answer = stack.ask(&post("1.1", "Connection: close\r\n", &wamid(n)));
+        let bodies = ["a", "b", "meanwhile", "c"].map(|n| webhook(&format!("round-{round}-{n}"), 0));
+        for body in &bodies[..2] {
+            let answer = stack.ask(&post("1.1", CLOSE, body));
             assert_eq!(status(&answer), 200, "{answer}");
         }
         // nginx keeps connections to the service, which are dead after this
-        let port = stack.service.port;
-        stack.service.child.kill().expect("killed");
-        stack.service.child.wait().expect("ended");
-        let answer = stack.ask(&post("1.1", "Connection: close\r\n", &wamid("meanwhile")));
+        let address = stack.take_down();
+        let answer = stack.ask(&post("1.1", CLOSE, &bodies[2]));
         assert_eq!(status(&answer), 502, "{answer}");
-        stack.service = Service::start(&data, port);
-        let answer = stack.ask(&post("1.1", "Connection: close\r\n", &wamid("c")));
+        stack.bring_up(address);
+        let answer = stack.ask(&post("1.1", CLOSE, &bodies[3]));
         assert_eq!(status(&answer), 200, "{answer}");
+        let [a, b, _, c] = bodies;
+        acknowledged.extend([a, b, c]);
     }
-    stack.expect_stored(9);
+    stack.expect_stored(acknowledged);
 }
 
 #[test]
 fn the_site_lets_in_what_is_public_and_nothing_else() {
     let stack = Stack::start();
-    let get = |target: &str| {
-        stack.ask(format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").as_bytes())
+    let bare = |method: &str, target: &str| {
+        let more = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
+        stack.ask(
+            format!("{method} {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{more}\r\n").as_bytes(),
+        )
     };
-    assert_eq!(status(&get("/health")), 200);
+    assert_eq!(status(&bare("GET", "/health")), 200);
+    let token = &harness::settings(&stack.data(), &[])["WHATSAPP_VERIFY_TOKEN"];
     let handshake =
-        get(&format!("/webhook?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token={VERIFY_TOKEN}"));
+        format!("/webhook?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token={token}-is-it");
+    assert_eq!(status(&bare("GET", &handshake)), 403);
+    let handshake = bare("GET", handshake.trim_end_matches("-is-it"));
     assert_eq!(status(&handshake), 200);
     assert!(handshake.ends_with("\r\n\r\n1158201444"), "{handshake}");
-    for inside in
-        ["/metrics", "/metrics/prometheus", "/ready", "/admin/cache/clear", "/webhook/", "//webhook", "/"]
-    {
-        assert_eq!(status(&get(inside)), 404, "{inside}");
+    let inside =
+        ["/metrics", "/metrics/prometheus", "/ready", "/admin/cache/clear", "/webhook/", "//webhook/x", "/"];
+    for target in inside {
+        assert_eq!(status(&bare("GET", target)), 404, "{target}");
+        assert_eq!(status(&bare("POST", target)), 404, "{target}");
     }
     let large = "POST /webhook HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 4194305\r\n\r\n";
     let mut stream = connect(stack.nginx.port);
@@ -347,31 +389,47 @@ fn the_site_lets_in_what_is_public_and_nothing_else() {
     // no more of it: nginx waits a while for the body before it closes
     stream.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 413");
+    stack.expect_stored(Vec::new());
 
     let log =
         std::fs::read_to_string(stack.folder.path().join("whatsapp-webhook.access.log")).expect("a log");
-    assert!(log.contains("GET /webhook\" 200") && !log.contains(VERIFY_TOKEN), "{log}");
+    assert!(log.contains("GET /webhook\" 200") && !log.contains("verify_token"), "{log}");
 }
 
 #[test]
 fn a_flood_without_signature_is_limited_and_delays_no_signed_webhook() {
     let stack = Stack::start();
-    let body = webhook("unsigned", 0);
-    let unsigned = [
-        format!(
-            "POST /webhook HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        )
-        .as_bytes(),
-        &body,
-    ]
-    .concat();
-    let codes: Vec<u16> = (0..60).map(|_| status(&stack.ask(&unsigned))).collect();
+    let flood = unsigned(&webhook("unsigned", 0));
+    let codes: Vec<u16> = (0..60).map(|_| status(&stack.ask(&flood))).collect();
     assert_eq!(codes[0], 401, "{codes:?}");
     assert!(codes.contains(&429) && codes.iter().all(|code| [401, 429].contains(code)), "{codes:?}");
-    for n in 0..60 {
-        let answer = stack.ask(&post("1.1", "Connection: close\r\n", &webhook(&format!("signed-{n}"), 0)));
+    let bodies: Vec<_> = (0..60).map(|n| webhook(&format!("signed-{n}"), 0)).collect();
+    for body in &bodies {
+        let answer = stack.ask(&post("1.1", CLOSE, body));
         assert_eq!(status(&answer), 200, "{answer}");
     }
-    stack.expect_stored(60);
+    stack.expect_stored(bodies);
+}
+
+#[test]
+fn a_made_up_forwarded_address_escapes_no_limit_and_blames_nobody_else() {
+    // only nginx is trusted, so that callers at 127.0.0.2 and 127.0.0.3 are strangers
+    let stack = Stack::with(&[("TRUSTED_PROXIES", "127.0.0.1/32"), ("RATE_LIMIT_UNVERIFIED", "10")]);
+    let body = webhook("forged", 0);
+    let forge = |from: &str, claims: &str| {
+        let claims = format!("{CLOSE}X-Forwarded-For: {claims}\r\n");
+        // formed well, so that nginx lets it pass, and wrong
+        let request = String::from_utf8(post("1.1", &claims, &body)).expect("text");
+        let request = request.replace(&signature(&body), &format!("sha256={}", "0".repeat(64)));
+        let mut stream = connect_from(from, stack.nginx.port);
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        status(&answer)
+    };
+    let codes: Vec<u16> = (0..30).map(|n| forge("127.0.0.2", &format!("198.51.100.{n}"))).collect();
+    assert_eq!(codes[0], 401, "{codes:?}");
+    assert_eq!(codes[29], 429, "{codes:?}");
+    assert_eq!(forge("127.0.0.3", "127.0.0.2"), 401);
+    stack.expect_stored(Vec::new());
 }

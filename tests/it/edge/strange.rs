@@ -45,7 +45,7 @@ fn no_input_ends_the_service_or_is_stored_unsigned() {
         }
         let mut client = edge.client();
         client.send(&bytes);
-        if noise(seed) % 3 == 0 {
+        if noise(seed).is_multiple_of(3) {
             let _ = client.stream.shutdown(Shutdown::Write);
         }
         open.push(client);
