@@ -1,8 +1,9 @@
-//! The users: each a coroutine with one connection, posting one signed request after the other until it is told to stop.
+//! The users: each a coroutine with one connection, posting one signed request after the other until it is told
+//! to stop.
 //!
-//! What gets no 200 is posted again, unchanged, as Meta does it, until it gets one. In a closed loop the next request
-//! follows the 200 of the last. In an open loop requests have a time each, and latencies count from it, so that a server
-//! that stalls is charged for all who would have come meanwhile.
+//! What gets no 200 is posted again, unchanged, as Meta does it, until it gets one. In a closed loop the next
+//! request follows the 200 of the last. In an open loop requests have a time each, and latencies count from it,
+//! so that a server that stalls is charged for all who would have come meanwhile.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! PURE but for its locks. Who said what and what came back: every message once, in order, from the right number to the
-//! right customer.
+//! PURE but for its locks. Who said what and what came back: every message once, in order, from the right
+//! number to the right customer.
 //!
 //! A conversation keeps only what is open: a message leaves as soon as it is acknowledged and answered, and with it all
 //! before it. So memory follows the server's backlog, not the length of the run; [`OPEN_MAX`] bounds it. Times are
@@ -376,7 +376,8 @@ mod tests {
             let tally = ledger.tally();
             prop_assert_eq!(tally.answered, first.len() as u64);
             prop_assert_eq!(tally.lost, u64::from(count) - first.len() as u64);
-            prop_assert_eq!((tally.wrong.doubled, tally.wrong.out_of_order, tally.wrong.unknown), (doubled, late, unknown));
+            let wrong = (tally.wrong.doubled, tally.wrong.out_of_order, tally.wrong.unknown);
+            prop_assert_eq!(wrong, (doubled, late, unknown));
         }
     }
 }

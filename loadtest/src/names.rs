@@ -1,7 +1,8 @@
-//! Who is who in the load: conversation `c` belongs to business `c % businesses`; all ids follow from the two numbers.
+//! Who is who in the load: conversation `c` belongs to business `c % businesses`; all ids follow from the two
+//! numbers.
 //!
-//! A message is the `n`-th of its conversation and says so in its text, `m<c>.<n>`: the echo brings it back, and from it
-//! alone follows which number has to answer whom.
+//! A message is the `n`-th of its conversation and says so in its text, `m<c>.<n>`: the echo brings it back, and
+//! from it alone follows which number has to answer whom.
 
 /// The phone_number_id of a business.
 pub fn number(business: u32) -> String {

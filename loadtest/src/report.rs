@@ -50,6 +50,8 @@ pub struct Figures {
     pub own_cpu: Duration,
     /// Messages that the simulated Graph accepted.
     pub graph_sends: u64,
+    /// Connections that it accepted.
+    pub graph_connections: u64,
     /// What the real Graph would have refused, and the first such in words.
     pub graph_refused: (u64, Option<String>),
     /// Messages whose reply id had been sent before.
@@ -186,8 +188,9 @@ impl Figures {
         let (refused, first) = &self.graph_refused;
         let wrong = &self.tally.wrong;
         let mut text = format!(
-            "refused {refused}, reply ids sent twice {}, wrong number or customer {}, words nobody said {}",
-            self.graph_doubled, wrong.stray, wrong.unknown
+            "{} connections; refused {refused}, reply ids sent twice {}, wrong number or customer {}, words nobody \
+             said {}",
+            self.graph_connections, self.graph_doubled, wrong.stray, wrong.unknown
         );
         if let Some(first) = first {
             text.push_str("; first refused: ");

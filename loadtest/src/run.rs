@@ -302,6 +302,7 @@ impl Bench<'_> {
             ack: self.load.acks.quantiles(),
             answer: self.load.answers.quantiles(),
             graph_sends: self.sandbox.sent_count(),
+            graph_connections: self.sandbox.connections(),
             graph_refused: (self.sandbox.violation_count(), first),
             graph_doubled: self.sandbox.doubled(),
             tally: self.load.ledger.tally(),

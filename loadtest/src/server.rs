@@ -41,7 +41,10 @@ pub fn locate(told: Option<&Path>) -> Result<PathBuf, String> {
     let is_release = folder.ends_with("release");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--bin", NAME]).args(is_release.then_some("--release"));
+    // both packages, so that the features of what they share are those of this program's own build
+    build
+        .args(["build", "-p", NAME, "-p", "loadtest", "--bin", NAME])
+        .args(is_release.then_some("--release"));
     build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let by_hand = format!("cargo build{} --bin {NAME}", if is_release { " --release" } else { "" });
     eprintln!("loadtest: {by_hand}");

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::committer::{Committer, Counters, Shared};
+use super::committer::{Committer, Shared};
+use super::counters::Counters;
 use super::flights::Flights;
 use super::promise::promise;
 use super::queue::{Order, Queue};

@@ -8,6 +8,7 @@
 //! one insert decides whether an item is new, and at a crash the newest commits are derived again (insert or ignore).
 
 mod committer;
+mod counters;
 mod derive;
 pub mod embedded;
 mod flights;
