@@ -75,6 +75,9 @@ pub fn oldest_open(connection: &Connection) -> rusqlite::Result<Option<u64>> {
     }
 }
 
+/// Commit, index in it, bytes, app, when it was received.
+type ReadBody = (u64, u32, Arc<[u8]>, u64, u64);
+
 /// A page of one number's open items with their bodies; bodies of one commit are read together.
 pub fn page(
     connection: &Connection,
@@ -102,7 +105,7 @@ pub fn page(
         covered_commit as i64
     ])?;
     let mut works: Vec<Work> = Vec::new();
-    let mut shared: Option<(u64, u32, Arc<[u8]>, u64, u64)> = None;
+    let mut shared: Option<ReadBody> = None;
     while let Some(row) = rows.next()? {
         let path = Path { entry: row.get(4)?, change: row.get(5)?, index: row.get(6)? };
         let position = Position { commit: row.get::<_, i64>(2)? as u64, body: row.get(3)?, path };

@@ -1,4 +1,8 @@
 //! All tests that need more than one module or the real binary, in one test binary.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test's threads are not coroutines: they may sleep and read the clock"
+)]
 
 mod agents;
 mod business;
