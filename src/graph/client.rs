@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use may::sync::Semphore;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -53,6 +54,25 @@ pub struct Client {
     base: String,
     timeout: Duration,
     pacing: Mutex<Pacing>,
+    /// As many calls at once as connections are kept: more would open and drop a connection each, which costs more than
+    /// waiting for one.
+    permits: Semphore,
+}
+
+/// The right to call, given back when it is dropped.
+struct Permit<'a>(&'a Semphore);
+
+impl<'a> Permit<'a> {
+    fn take(permits: &'a Semphore) -> Self {
+        permits.wait();
+        Self(permits)
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.post();
+    }
 }
 
 /// `{"messages":[{"id":"wamid.."}]}`; a `message_status` of `held_for_quality_assessment` is an acceptance
@@ -84,6 +104,7 @@ impl Client {
             base: format!("{}/{}", config.url, config.version),
             timeout: config.timeout,
             pacing: Mutex::new(Pacing::new(config.rate_per_number)),
+            permits: Semphore::new(config.pool_size),
         }
     }
 
@@ -93,6 +114,7 @@ impl Client {
         }
         let url = format!("{}/{phone_number_id}/messages", self.base);
         let bearer = Zeroizing::new(format!("Bearer {}", business.token.reveal()));
+        let _permit = Permit::take(&self.permits);
         let begun = clock::monotonic();
         let answer = self.http.call(&net::Call {
             method: "POST",

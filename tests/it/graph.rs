@@ -203,7 +203,7 @@ fn the_second_burst_to_one_user_waits_and_another_user_does_not() {
     let client = client("http://127.0.0.1:1", Duration::from_secs(1));
     let wait = |n: u32| client.reserve("1", &Recipient::User(n.to_string()));
     let longest = (0..46).map(|_| wait(1)).max().expect("46");
-    assert!(longest > Duration::from_secs(260) && longest <= Duration::from_secs(270), "{longest:?}");
+    assert!(longest > Duration::from_secs(5) && longest <= Duration::from_secs(6), "{longest:?}");
     assert!(wait(2) < Duration::from_secs(1));
 }
 
