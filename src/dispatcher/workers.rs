@@ -179,7 +179,13 @@ impl Dispatcher {
 
 /// Runs `f` on a new coroutine. False: there is no memory for its stack (`may` panics then), and `f` is gone.
 pub(super) fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
-    let is_spawned = catch_unwind(AssertUnwindSafe(|| drop(may::go!(f)))).is_ok();
+    let is_spawned = catch_unwind(AssertUnwindSafe(|| {
+        drop(may::go!(move || {
+            f();
+            crate::clock::linger();
+        }))
+    }))
+    .is_ok();
     if !is_spawned {
         SPAWN_FAILURES.inc();
     }

@@ -435,5 +435,8 @@ impl Drop for Connection {
         }
         self.shared.table.remove(self.fd, &self.entry);
         OPEN.add(-1);
+        if !std::thread::panicking() {
+            clock::linger();
+        }
     }
 }

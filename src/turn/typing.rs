@@ -56,7 +56,10 @@ impl Typing {
         let (graph, business) = (Arc::clone(graph), Arc::clone(business));
         let (phone_number_id, wamid) = (phone_number_id.to_owned(), wamid.to_owned());
         let run = Arc::clone(&shared);
-        let _detached = may::go!(move || run.keep_alive(&*graph, &business, &phone_number_id, &wamid));
+        let _detached = may::go!(move || {
+            run.keep_alive(&*graph, &business, &phone_number_id, &wamid);
+            clock::linger();
+        });
         Self { shared }
     }
 
