@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Descriptors that are needed besides one for each user: the store, the simulated Graph's connections, ..
 const FDS_SPARE: u64 = 600;
@@ -17,6 +17,8 @@ const MESSAGES_PER_CONVERSATION: u64 = 30;
 const GUESS_PER_SECOND: u64 = 12_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
+/// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
+const AGENT_DELAY_MAX: u64 = 50_000;
 
 /// Signed load on a real server, with the Graph API simulated; every message is followed by its id to its answer.
 ///
@@ -24,6 +26,9 @@ const BATCH_MAX: u64 = 1000;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "loadtest", version)]
 pub struct Args {
+    /// A process of a run, or the comparison with other servers; without it a run
+    #[command(subcommand)]
+    pub command: Option<Special>,
     /// Keep-alive connections, each posting one request after the other
     #[arg(long, default_value_t = 500)]
     pub users: u64,
@@ -52,6 +57,22 @@ pub struct Args {
     /// The simulated Graph also posts sent, delivered and read for every reply, as Meta does
     #[arg(long)]
     pub receipts: bool,
+    /// Answer through a simulated agent of the operator's own (AGENT=http) that takes so many ms, instead of the echo
+    #[arg(long, value_name = "MS")]
+    pub agent_delay: Option<u64>,
+    /// Of 100 sends to Graph, how many go wrong: a pair's limit, an HTML page with 500, accepted but answered with a
+    /// reset, a 500 or half an answer, late; implies --receipts, since statuses settle what became of them
+    #[arg(long, default_value_t = 0)]
+    pub faults: u64,
+    /// Repeats the ids and the dice of an earlier run; by default another each time
+    #[arg(long)]
+    pub seed: Option<u32>,
+    /// Where the report is written: report.html and report.json; by default target/loadtest
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// A report.json of before: prints ratios to it, and the noise; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub compare: Vec<PathBuf>,
     /// Red below this many 200s a second
     #[arg(long)]
     pub min_rate: Option<u64>,
@@ -78,7 +99,23 @@ pub struct Args {
     pub settings: Vec<String>,
 }
 
+/// What is no run.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Special {
+    /// The simulated Meta of a run, as a process of its own
+    #[command(hide = true)]
+    SimulatedMeta {
+        /// JSON
+        behaviour: String,
+    },
+}
+
 impl Args {
+    /// Whether statuses follow each reply.
+    pub fn has_receipts(&self) -> bool {
+        self.receipts || self.faults > 0
+    }
+
     /// How many conversations there are.
     pub fn conversations(&self) -> u64 {
         self.conversations.unwrap_or_else(|| {
@@ -97,7 +134,7 @@ impl Args {
                 faults.push(why);
             }
         };
-        refuse(self.users == 0, "--users 0: nobody would post".to_owned());
+        refuse(self.users == 0, "--users 0: nobody would post; take 1 or more".to_owned());
         refuse(
             self.users > CONVERSATIONS_MAX,
             format!("--users {}: must be at most {CONVERSATIONS_MAX}, one conversation each", self.users),
@@ -106,8 +143,10 @@ impl Args {
             self.users.saturating_add(FDS_SPARE) > open_files_max,
             format!(
                 "--users {}: each needs a descriptor, and {FDS_SPARE} more are needed, but `ulimit -n` is \
-                 {open_files_max}; raise it or take fewer",
-                self.users
+                 {open_files_max}; set it to {} or take at most {} users",
+                self.users,
+                self.users.saturating_add(FDS_SPARE),
+                open_files_max.saturating_sub(FDS_SPARE)
             ),
         );
         refuse(
@@ -144,8 +183,29 @@ impl Args {
             ),
         );
         refuse(
-            self.statuses && (self.receipts || self.max_answer_p99.is_some()),
-            "--statuses: nothing is answered, so --receipts and --max-answer-p99 have no meaning".to_owned(),
+            self.statuses
+                && (self.receipts || self.faults > 0 || self.agent_delay.is_some() || self.max_answer_p99.is_some()),
+            "--statuses: nothing is answered, so --receipts, --faults, --agent-delay and --max-answer-p99 have no \
+             meaning; leave them or --statuses out"
+                .to_owned(),
+        );
+        refuse(
+            self.faults > 50,
+            format!(
+                "--faults {}: of 100 sends at most 50 may go wrong, or nothing is measured but retries",
+                self.faults
+            ),
+        );
+        refuse(
+            self.agent_delay.is_some_and(|ms| ms > AGENT_DELAY_MAX),
+            format!("--agent-delay: above {AGENT_DELAY_MAX} ms the server gives its agent up; take less"),
+        );
+        refuse(
+            self.rate.is_some_and(|rate| rate > 0 && rate.saturating_mul(self.duration) < self.batch),
+            format!(
+                "--batch {}: at this --rate not one request would be due in --duration {} s; raise --rate or --duration",
+                self.batch, self.duration
+            ),
         );
         refuse(self.patience == 0, "--patience 0: no drain can be waited for".to_owned());
         for setting in &self.settings {
@@ -184,6 +244,10 @@ mod tests {
             &["--batch", "1001"],
             &["--conversations", "3"],
             &["--statuses", "--receipts"],
+            &["--statuses", "--faults", "5"],
+            &["--faults", "51"],
+            &["--agent-delay", "60000"],
+            &["--batch", "100", "--rate", "1", "--duration", "5"],
             &["--patience", "0"],
             &["--env", "X"],
         ] {
