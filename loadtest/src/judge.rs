@@ -21,6 +21,8 @@ const REACHED: f64 = 0.98;
 const LATE_US: u64 = 5_000;
 /// Of all cores, the share in percent above which the machine is full.
 const FULL: f64 = 90.0;
+/// The same, above which others spoil the figures.
+const OTHERS: f64 = 10.0;
 
 /// How a rule was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -101,27 +103,29 @@ pub fn reached(figures: &Figures) -> Option<bool> {
 
 /// Whether this program was the limit, in words.
 pub fn generator(figures: &Figures) -> (bool, String) {
-    let shares =
-        [figures.own_cpu, figures.meta_cpu, figures.server.cpu_loaded].map(|cpu| figures.share_of_cores(cpu));
-    let [own, meta, server] = shares;
-    let late = figures.lag.p99 > LATE_US;
+    let shares = [figures.own_cpu, figures.meta_cpu, figures.server.cpu_loaded, figures.others_cpu];
+    let shares = shares.map(|cpu| figures.share_of_cores(cpu));
+    let [own, meta, server, others] = shares;
+    let is_late = figures.lag.p99 > LATE_US;
     let is_full = shares.iter().sum::<f64>() > FULL;
-    let verdict = if is_full && own > server {
+    let verdict = if is_full && others > OTHERS {
+        "the machine was full, and other processes had a good part of it: only ratios within one run count"
+    } else if is_full && own > server {
         "LIKELY THE LIMIT: all cores were busy, and this program took more of them than the server"
     } else if is_full {
-        "shares full cores with the server, so rates are of both together and latencies hold its share"
-    } else if late {
-        "woke up late: the machine did other work, and latencies hold that"
+        "shares full cores with the server: rates are of both together, and latencies hold its part"
+    } else if is_late {
+        "woke up late: latencies hold that"
     } else {
         "not the limit"
     };
     let text = format!(
-        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %; woke up late \
-         by p50 {}, p99 {} ms",
+        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %, others \
+         {others:.0} %; woke up late by p50 {}, p99 {} ms",
         ms(figures.lag.p50),
         ms(figures.lag.p99)
     );
-    (late || is_full, text)
+    (is_late || is_full, text)
 }
 
 #[cfg(test)]

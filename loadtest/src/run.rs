@@ -151,6 +151,7 @@ impl Bench<'_> {
         };
         let metrics = self.metrics();
         let (before, own_before, meta_before) = (self.look(), sys::own_cpu(), self.meta_cpu());
+        let machine_before = proc::machine_cpu();
         let mut figures = Figures { began: clock::now(), ..Figures::default() };
         let begun = clock::monotonic();
         self.load.go();
@@ -165,6 +166,9 @@ impl Bench<'_> {
         figures.server.cpu_loaded = us(self.look().cpu.saturating_sub(before.cpu));
         figures.own_cpu = us(sys::own_cpu().saturating_sub(own_before));
         figures.meta_cpu = us(self.meta_cpu().saturating_sub(meta_before));
+        let all = us(proc::machine_cpu().saturating_sub(machine_before));
+        let ours = figures.server.cpu_loaded + figures.own_cpu + figures.meta_cpu;
+        figures.others_cpu = all.saturating_sub(ours);
         self.join(users);
         let ended = clock::monotonic();
         if !self.args.statuses {

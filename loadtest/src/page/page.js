@@ -104,7 +104,7 @@ function heat() {
 }
 function bars(rows) {
   const most = Math.max(...rows.map((r) => r[1]), 1);
-  const bar = ([name, value, color, note]) => `<tr><td style="width:34%">${text(name)}</td><td class="n" style="width:14%">${count(value)}</td>
+  const bar = ([name, value, color, note]) => `<tr><td style="width:38%">${text(name)}</td><td class="n" style="width:14%">${count(value)}</td>
     <td><div style="background:var(--${color});height:14px;border-radius:3px;width:${(100 * value / most).toFixed(1)}%;min-width:1px"></div><span class="small soft">${note || ""}</span></td></tr>`;
   return `<table>${rows.map(bar).join("")}</table>`;
 }
@@ -157,7 +157,7 @@ function latencies() {
   const names = [["p50", "p50"], ["p90", "p90"], ["p95", "p95"], ["p99", "p99"], ["p999", "p99.9"], ["max", "max"]];
   const kinds = [[run.asked.rate ? "to the 200, from the intended time" : "to the 200", run.ack], ["raw service time", run.service]];
   if (!statuses) kinds.push(["to the answer", run.answer]);
-  kinds.push(["lateness of this program", run.lag]);
+  kinds.push(["how late this program woke up", run.lag]);
   const rows = kinds.map(([name, q]) => [name, ...names.map(([key]) => q.count ? time(q[key]) : "–"), count(q.count)]);
   const note = run.asked.rate
     ? "Open loop: each request has its time, and its latency counts from it, so a stall is charged to all who would have come meanwhile. Raw service time counts from the writing of the request."
@@ -187,18 +187,20 @@ function serverTable() {
   if (s.commits) rows.push(["commits a second, over all", count(s.commits / Math.max(ticks.length ? ticks[ticks.length - 1].at : seconds, 1e-6))], ["messages a commit", trim(s.items / s.commits, 3)], ["commit with its fsync, p99 at most", time(s.commit_p99)]);
   const d = run.directory;
   if (d && d.hits + d.misses) rows.push([`directory (${d.store}): hit rate`, trim(100 * d.hits / (d.hits + d.misses), 5) + " %"], ["queries a message", trim((d.misses - d.joined) / Math.max(messages, 1), 3)]);
-  return section(4, "The server", pairs(rows));
+  return section(6, "The server", pairs(rows));
 }
 function generator() {
   const share = (us) => trim(us / 1e4 / seconds / Math.max(run.machine.cores, 1), 3) + " %";
-  const rows = [["this program, of all cores", share(run.own_cpu)], ["simulated Meta", share(run.meta_cpu)], ["server", share(run.server.cpu_loaded)], ["late by p50 / p99", `${time(run.lag.p50)} / ${time(run.lag.p99)}`]];
-  return section(6, "Was the load's own program the limit?", `<p class="${shown.generator[0] ? "unsure" : "good"}">${text(shown.generator[1].split(";")[0])}</p>${pairs(rows)}`);
+  const rows = [["this program, of all cores", share(run.own_cpu)], ["simulated Meta", share(run.meta_cpu)], ["server", share(run.server.cpu_loaded)],
+    ["others on this machine", share(run.others_cpu)], ["late by p50 / p99", `${time(run.lag.p50)} / ${time(run.lag.p99)}`]];
+  return section(4, "Was the load's own program the limit?", `<p class="${shown.generator[0] ? "unsure" : "good"}">${text(shown.generator[1].split(";")[0])}</p>${pairs(rows)}`);
 }
 function repeat() {
   const m = run.machine;
   const rows = [["seed", run.seed], ["cores", `${m.cores}, ${text(m.processor)}`], ["memory", bytes(m.memory)], ["kernel", text(m.kernel)], ["disk of the data", text(m.disk)],
     ["server", text(m.server)], ["loadtest", text(m.loadtest + (m.is_release ? "" : ", built WITHOUT optimizations"))], ["sources", text(m.commit || "–")], ["body", count(run.body_bytes) + " B"]];
-  return section(6, "To repeat it", `<pre>${text(run.command)}</pre>${pairs(rows)}`);
+  const body = rows.map(([name, value]) => `<tr><td class="soft" style="width:160px">${name}</td><td>${value}</td></tr>`).join("");
+  return section(12, "To repeat it", `<pre>${text(run.command)}</pre><table>${body}</table>`);
 }
 function compared() {
   if (!shown.ratios.length) return "";
@@ -236,4 +238,4 @@ const commitTime = sum(ticks.map((t) => t.commits)) ? section(6, "Commits over t
 page.innerHTML = verdict() + '<div class="grid">' + tiles() + rules() + latencies() + overTime + latencyTime
   + section(12, "Where the time goes: every 200 by time and latency", heat(), "Darker: a larger share of the interval's 200s, logarithmic. Point at a cell for its count.")
   + (statuses ? "" : funnel()) + answersTime + stagesTime + answerLatency + fair + cpuTime + memoryTime + fdsTime + commitTime
-  + serverTable() + refused() + claims() + generator() + repeat() + compared() + report() + "</div>";
+  + serverTable() + generator() + claims() + refused() + repeat() + compared() + report() + "</div>";
