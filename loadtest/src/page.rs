@@ -16,9 +16,11 @@ const PAGE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// What the page shows besides the figures.
+/// What the page shows, and what is written as JSON.
 #[derive(Serialize)]
 struct Shown<'a> {
+    /// `green` or `red`.
+    verdict: &'static str,
     figures: &'a Figures,
     lines: &'a [Line],
     rules: Vec<Rule>,
@@ -46,16 +48,8 @@ pub fn write(
     };
     let wrong = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     fs::create_dir_all(&folder).map_err(|e| wrong(&folder, &e))?;
-    let json = serde_json::to_string(figures).map_err(|e| e.to_string())?;
-    let (path, page) = (folder.join("report.json"), folder.join("report.html"));
-    fs::write(&path, json).map_err(|e| wrong(&path, &e))?;
-    let html = html(figures, lines, old)?;
-    fs::write(&page, html).map_err(|e| wrong(&page, &e))?;
-    Ok(page)
-}
-
-fn html(figures: &Figures, lines: &[Line], old: &[Figures]) -> Result<String, String> {
     let shown = Shown {
+        verdict: if lines.iter().any(|line| line.red) { "red" } else { "green" },
         figures,
         lines,
         rules: judge::meta(figures),
@@ -64,9 +58,17 @@ fn html(figures: &Figures, lines: &[Line], old: &[Figures]) -> Result<String, St
         ratios: ratios::ratios(figures, old),
         tracked: crate::fairness::BUSINESSES_MAX,
     };
+    let json = serde_json::to_string(&shown).map_err(|e| e.to_string())?;
+    let (path, page) = (folder.join("report.json"), folder.join("report.html"));
+    fs::write(&path, &json).map_err(|e| wrong(&path, &e))?;
+    fs::write(&page, html(&json)).map_err(|e| wrong(&page, &e))?;
+    Ok(page)
+}
+
+fn html(json: &str) -> String {
     // nothing inside may end the element that holds it
-    let json = serde_json::to_string(&shown).map_err(|e| e.to_string())?.replace('<', "\\u003c");
-    Ok(PAGE.replace("/*STYLE*/", STYLE).replace("/*SCRIPT*/", SCRIPT).replace("/*DATA*/", &json))
+    let json = json.replace('<', "\\u003c");
+    PAGE.replace("/*STYLE*/", STYLE).replace("/*SCRIPT*/", SCRIPT).replace("/*DATA*/", &json)
 }
 
 #[cfg(test)]
@@ -75,8 +77,7 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_from_elsewhere_and_text_can_not_leave_its_element() {
-        let figures = Figures { what: "</script><b>x".to_owned(), ..Figures::default() };
-        let html = html(&figures, &[], &[]).expect("written");
+        let html = html(r#"{"what":"</script><b>x"}"#);
         assert!(!html.contains("</script><b>x"));
         assert!(!html.contains("src=") && !html.contains("@import") && !html.contains("url("));
         for placeholder in ["/*STYLE*/", "/*SCRIPT*/", "/*DATA*/"] {

@@ -12,6 +12,11 @@ use crate::sample::Tick;
 /// Parts that a run is cut into, to see its noise.
 const PARTS: usize = 3;
 
+#[derive(serde::Deserialize)]
+struct Old {
+    figures: Figures,
+}
+
 /// The reports of earlier runs.
 ///
 /// # Errors
@@ -20,7 +25,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Figures>, String> {
     let read = |path: &PathBuf| {
         let wrong = |e: &dyn std::fmt::Display| format!("--compare {}: {e}", path.display());
         let text = fs::read_to_string(path).map_err(|e| wrong(&e))?;
-        let figures: Figures = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
+        let figures = serde_json::from_str::<Old>(&text).map_err(|e| wrong(&e))?.figures;
         let is_ours = figures.version == crate::figures::VERSION;
         if is_ours { Ok(figures) } else { Err(wrong(&"not a report.json of this version")) }
     };
