@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::mongodb;
+
 /// Descriptors that are needed besides one for each user: the store, the simulated Graph's connections, ..
 const FDS_SPARE: u64 = 600;
 /// The longest run, in seconds: times are kept in 32 bits of 10 us.
@@ -66,6 +68,10 @@ pub struct Args {
     /// reset, a 500 or half an answer, late; implies --receipts, since statuses settle what became of them
     #[arg(long, default_value_t = 0)]
     pub faults: u64,
+    /// Businesses in a MongoDB: the one of this URI (they are left there), of LOADTEST_MONGODB_URI, or a FerretDB that is
+    /// built and started from tests/ferretdb; prints the cache's hit rate and the queries a message
+    #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
+    pub mongodb: Option<String>,
     /// Repeats the ids and the dice of an earlier run; by default another each time
     #[arg(long)]
     pub seed: Option<u32>,
@@ -151,6 +157,10 @@ impl Args {
         refuse(
             self.agent_delay.is_some_and(|ms| ms > AGENT_DELAY_MAX),
             &format!("--agent-delay: above {AGENT_DELAY_MAX} ms the server gives its agent up; take less"),
+        );
+        refuse(
+            self.mongodb.as_deref().is_some_and(|uri| !uri.is_empty() && !mongodb::is_uri(uri)),
+            "--mongodb: must be followed by a URI that begins with mongodb:// or mongodb+srv://, or by none",
         );
         refuse(self.patience == 0, "--patience 0: no drain can be waited for; take 1 or more seconds");
         for setting in &self.settings {
@@ -249,6 +259,7 @@ mod tests {
             &["--faults", "51"],
             &["--agent-delay", "60000"],
             &["--batch", "100", "--rate", "1", "--duration", "5"],
+            &["--mongodb", "localhost"],
             &["--patience", "0"],
             &["--env", "X"],
         ] {

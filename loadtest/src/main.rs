@@ -13,6 +13,7 @@ mod judge;
 mod ledger;
 mod machine;
 mod meta;
+mod mongodb;
 mod names;
 mod page;
 mod proc;

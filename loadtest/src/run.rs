@@ -15,6 +15,7 @@ use crate::figures::{self, Asked, Directory, Figures};
 use crate::ledger::{Ledger, OPEN_MAX};
 use crate::machine::Machine;
 use crate::meta::{self, Behaviour, Meta};
+use crate::mongodb::{self, Mongodb};
 use crate::proc::{self, Look};
 use crate::sample::{HEAT_US, Sampler, Where};
 use crate::scrape::Metrics;
@@ -52,6 +53,7 @@ struct Bench<'a> {
     trouble: Vec<String>,
     fds_peak: u64,
     machine: Machine,
+    mongodb: Option<Mongodb>,
     _data: Data,
 }
 
@@ -79,7 +81,11 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
         agent_delay_ms: args.agent_delay,
         faults: args.faults,
     })?;
-    let setup = Setup { path: &path, data: data.path(), settings: settings(args, &meta) };
+    let mongodb = args.mongodb.as_deref().map(|uri| Mongodb::start(uri, data.path())).transpose()?;
+    let mut settings = settings(args, &meta);
+    let of_mongodb = mongodb.iter().flat_map(Mongodb::settings);
+    settings.extend(of_mongodb.map(|(name, value)| (name.to_owned(), value)));
+    let setup = Setup { path: &path, data: data.path(), settings };
     let keys = Keys::new(Some(&Secret::new(ENCRYPTION_SECRET)), None);
     let encrypted = |token: &str| {
         keys.encrypt(&Secret::new(token)).map_or_else(String::new, |stored| stored.reveal().to_owned())
@@ -95,7 +101,8 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
     meta.follow(&load);
     let machine = Machine::look(&path, data.path());
     let trouble = Vec::new();
-    let bench = Bench { args, interrupts, server, meta, load, trouble, fds_peak: 0, machine, _data: data };
+    let bench =
+        Bench { args, interrupts, server, meta, load, trouble, fds_peak: 0, machine, mongodb, _data: data };
     bench.measure()
 }
 
@@ -220,7 +227,7 @@ impl Bench<'_> {
         server.replies = since("replies_total");
         server.statuses = since("inbox_items_total{kind=\"status\"}");
         figures.directory = now.has("directory_hits_total").then(|| Directory {
-            store: "embedded".to_owned(),
+            store: self.mongodb.as_ref().map_or("embedded", Mongodb::store).to_owned(),
             hits: since("directory_hits_total"),
             misses: since("directory_misses_total"),
             joined: since("directory_joined_total"),
@@ -375,6 +382,9 @@ impl Bench<'_> {
         if *duplicates > 0 {
             what.push_str(&format!(", {duplicates} % posted twice"));
         }
+        if let Some(mongodb) = &self.mongodb {
+            what.push_str(&format!(", the businesses in {}", mongodb.store()));
+        }
         if let Some(ms) = self.args.agent_delay {
             what.push_str(&format!(", an agent that takes {ms} ms"));
         }
@@ -440,7 +450,7 @@ fn us(time: Duration) -> u64 {
 
 /// What was typed, with the seed.
 fn command(seed: u32, has_seed: bool) -> String {
-    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<String> = std::env::args().skip(1).map(|w| mongodb::masked(&w)).collect();
     if !has_seed {
         words.extend(["--seed".to_owned(), seed.to_string()]);
     }
