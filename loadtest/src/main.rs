@@ -7,13 +7,23 @@ mod args;
 mod client;
 mod compose;
 mod drive;
+mod fairness;
+mod figures;
+mod judge;
 mod ledger;
+mod machine;
 mod meta;
+mod mongodb;
 mod names;
+mod page;
 mod proc;
+mod ratios;
 mod report;
 mod run;
+mod sample;
+mod scrape;
 mod server;
+mod simulate;
 mod sys;
 mod timing;
 
@@ -26,8 +36,8 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whatsapp_webhook::ops::process;
 
-use args::Args;
-use report::Figures;
+use args::{Args, Special};
+use figures::Figures;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -43,11 +53,22 @@ fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(Special::SimulatedMeta { behaviour }) = &args.command {
+        process::configure_coroutines(0);
+        return simulate::run(behaviour);
+    }
     let faults = args.faults(sys::open_files_max());
     if !faults.is_empty() {
         faults.iter().for_each(|fault| eprintln!("loadtest: {fault}"));
         return ExitCode::from(USAGE);
     }
+    let old = match ratios::read(&args.compare) {
+        Ok(old) => old,
+        Err(why) => {
+            eprintln!("loadtest: {why}");
+            return ExitCode::from(USAGE);
+        }
+    };
     process::configure_coroutines(0);
     let outcome = count_interrupts().and_then(|interrupts| {
         let outcome = run::run(&args, &interrupts);
@@ -57,7 +78,7 @@ fn main() -> ExitCode {
         outcome.map(Some)
     });
     match outcome {
-        Ok(Some(figures)) => print(&figures),
+        Ok(Some(figures)) => print(&args, &figures, &old),
         Ok(None) => ExitCode::from(INTERRUPTED),
         Err(why) => {
             eprintln!("loadtest: {why}");
@@ -80,14 +101,22 @@ fn count_interrupts() -> Result<Arc<AtomicUsize>, String> {
     Ok(interrupts)
 }
 
-fn print(figures: &Figures) -> ExitCode {
-    let lines = figures.lines();
+fn print(args: &Args, figures: &Figures, old: &[Figures]) -> ExitCode {
+    let lines = report::lines(figures);
     let mut out = io::stdout().lock();
     for line in &lines {
         let mark = if line.red { "RED" } else { "ok " };
         let _ = writeln!(out, "{mark} {:<11} {}", line.name, line.text);
     }
-    match (lines.iter().any(|line| line.red), figures.interrupted) {
+    for line in ratios::lines(figures, old) {
+        let _ = writeln!(out, "    {line}");
+    }
+    let written = page::write(args.out.as_deref(), figures, &lines, old);
+    match &written {
+        Ok(path) => drop(writeln!(out, "    report      {}", path.display())),
+        Err(why) => eprintln!("loadtest: the report: {why}"),
+    }
+    match (lines.iter().any(|line| line.red) || written.is_err(), figures.interrupted) {
         (true, _) => ExitCode::FAILURE,
         (false, true) => ExitCode::from(INTERRUPTED),
         (false, false) => ExitCode::SUCCESS,

@@ -31,6 +31,19 @@ pub fn look(pid: u32) -> Option<Look> {
     })
 }
 
+/// CPU time of all processes of the machine, and what a hypervisor took away.
+pub fn machine_cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    Duration::from_secs_f64(busy_ticks(&stat).unwrap_or(0) as f64 / sys::ticks_per_second() as f64)
+}
+
+/// user, nice, system, irq, softirq, steal: all but idle and iowait. Guests are part of user.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = fields.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    Some([0, 1, 2, 5, 6, 7].iter().filter_map(|at| fields.get(*at)).sum())
+}
+
 /// utime + stime. The second field is the program's name in brackets and may hold anything.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let after_name = &stat[stat.rfind(')')? + 1..];
@@ -51,6 +64,12 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 0 0 20 0 5 0 1 2 3";
         assert_eq!(cpu_ticks(stat), Some(42));
         assert_eq!(cpu_ticks("7 (x"), None);
+    }
+
+    #[test]
+    fn idle_and_waiting_cores_are_not_busy() {
+        assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 32 64 64\ncpu0 9"), Some(63));
+        assert_eq!(busy_ticks(""), None);
     }
 
     #[test]
