@@ -286,6 +286,7 @@ fn turn_id(works: &[Work]) -> String {
 fn hint(scope: Scope, failure: &Failure) -> &'static str {
     match (scope, failure.reason.as_str()) {
         (Scope::Business, "graph_190" | "graph_0") => "; give it a new token with `business add`",
+        (Scope::Business, "business_invalid") => "; mend its document",
         (Scope::Business, "token_invalid") => "; ENCRYPTION_SECRET does not fit its stored token",
         _ => "",
     }

@@ -197,6 +197,7 @@ fn empty(sub_domain: &str) -> Record {
         enabled: true,
         active: true,
         meta_app: None,
+        fault: None,
     }
 }
 
@@ -364,7 +365,9 @@ fn show(config: &config::Directory, store: &dyn Store, sub_domain: &str) -> Resu
         ("isActive", record.active.to_string()),
         ("metaApp", record.meta_app.clone().unwrap_or_else(|| "any".to_owned())),
     ];
-    Ok(lines.iter().map(|(name, value)| format!("{name:24}{}\n", printable(value))).collect())
+    let fault = record.fault.as_ref().map(|fault| ("invalid", fault.clone()));
+    let lines = lines.into_iter().chain(fault);
+    Ok(lines.map(|(name, value)| format!("{name:24}{}\n", printable(&value))).collect())
 }
 
 fn remove(store: &dyn Store, sub_domain: &str) -> Result<String, String> {
@@ -377,12 +380,17 @@ fn remove(store: &dyn Store, sub_domain: &str) -> Result<String, String> {
 
 fn export(store: &dyn Store, out: &mut dyn Write) -> Result<(), String> {
     let mut written = Ok(());
+    let mut faults = Vec::new();
     all(store, |record| {
-        written = writeln!(out, "{}", document::to_line(&record));
+        match record.fault {
+            Some(fault) => faults.push(format!("left out: {}", printable(&fault))),
+            None => written = writeln!(out, "{}", document::to_line(&record)),
+        }
         written.is_ok()
     })
     .map_err(|e| e.to_string())?;
-    written.and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
+    written.and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))?;
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
 /// All or nothing: half of an import would be answered with, the other half not, and nobody would know which.
@@ -421,8 +429,10 @@ fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String> {
     }
     let (count, live) = (records.len(), records.iter().filter(|record| record.is_live()).count());
     store.upsert(records).map_err(|e| match e {
-        StoreError::Unknown(_) => e.to_string(),
-        StoreError::Unavailable(_) | StoreError::Claimed(_) => format!("{e}\nnothing was imported"),
+        StoreError::Unknown(_) => format!("{e}\nit may be imported in part: run the same import again"),
+        StoreError::Unavailable(_) | StoreError::Claimed(_) | StoreError::Refused(_) => {
+            format!("{e}\nnothing was imported")
+        }
     })?;
     Ok(format!("imported {count} businesses, {live} of them enabled and active\n"))
 }
@@ -480,6 +490,9 @@ fn token_state(keys: &Keys, stored: Option<&Secret>) -> String {
 }
 
 fn state(record: &Record) -> &'static str {
+    if record.fault.is_some() {
+        return "invalid";
+    }
     match (record.enabled, record.active) {
         (true, true) => "enabled",
         (false, _) => "disabled",

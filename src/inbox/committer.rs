@@ -6,6 +6,7 @@
 //! so nothing is accepted until a new process has opened it.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -13,21 +14,21 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::counters::Counters;
-use super::derive::Body;
+use super::deferred::Deferred;
 use super::flights::Flights;
 use super::promise::Keeper;
-use super::queue::{Append, Handle, Order, Queue, Waiter};
+use super::queue::{Append, Order, Queue, Waiter};
 use super::retention::Retention;
 use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
 use super::waker::Waker;
 use super::{Feed, Parser, Refusal, ReplyState, State, TurnId};
-use crate::event::{Item, ItemId};
+use crate::event::ItemId;
 use crate::failure::Reason;
 use crate::store::Gate;
 use crate::{clock, store};
 
 /// How long a transaction that nobody waits for stays open.
-const OPEN_MAX: Duration = Duration::from_millis(200);
+pub const OPEN_MAX: Duration = Duration::from_millis(200);
 /// Under load, commits start at least this far apart: fewer, larger groups.
 const PACE: Duration = Duration::from_millis(1);
 /// A group of this many bodies is load.
@@ -47,7 +48,7 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     pub feed: Mutex<Option<Arc<dyn Feed>>>,
     /// The bodies of the commit under way, for the look-out for late ones.
-    pub in_commit: Mutex<Vec<Handle>>,
+    pub in_commit: Mutex<Vec<Append>>,
     /// Called once, from the committer, when a commit failed.
     pub on_poison: Box<dyn Fn(String) + Send + Sync>,
 }
@@ -76,8 +77,9 @@ pub struct Committer {
     open_since: Option<Duration>,
     last_commit_at: Duration,
     last_group: usize,
-    bodies: Vec<u8>,
     bounds: Vec<u8>,
+    pub(super) deferred: Deferred,
+    waiters: Vec<Arc<Waiter>>,
     last_chores: Duration,
     data_version: i64,
     replays: i64,
@@ -119,8 +121,9 @@ impl Committer {
             open_since: None,
             last_commit_at: Duration::ZERO,
             last_group: 0,
-            bodies: Vec::new(),
             bounds: Vec::new(),
+            deferred: Deferred::default(),
+            waiters: Vec::new(),
             last_chores: Duration::ZERO,
             data_version: 0,
             replays: 0,
@@ -164,47 +167,58 @@ impl Committer {
         self.instance
     }
 
-    /// The thread's life: until `Close`, or until a commit fails.
+    /// The thread's life: until `Close`, or until a commit fails (or it panics, which is a bug, and must not leave
+    /// requests waiting for ever).
     pub fn run(mut self) {
         let mut group = Group::default();
+        let why = match catch_unwind(AssertUnwindSafe(|| self.live(&mut group))) {
+            Ok(Ok(())) => return,
+            Ok(Err(e)) => format!("the store failed ({e})"),
+            Err(_) => "the committer panicked".to_owned(),
+        };
+        self.poison(&mut group, &why);
+        self.refuse_all(group);
+    }
+
+    fn live(&mut self, group: &mut Group) -> rusqlite::Result<()> {
+        let queue = Arc::clone(&self.shared.queue);
         loop {
             self.counters.passes.fetch_add(1, Relaxed);
-            let patience = match self.open_since {
-                Some(since) => (since + OPEN_MAX).saturating_sub(clock::monotonic()),
-                None => IDLE,
-            };
-            let queue = Arc::clone(&self.shared.queue);
+            let open_until = self.open_since.map(|since| since + OPEN_MAX);
+            let until = open_until.into_iter().chain(self.deferred.due_at()).min();
+            let patience = until.map_or(IDLE, |until| until.saturating_sub(clock::monotonic()));
             if self.last_group >= PACED_GROUP_MIN {
                 clock::sleep((self.last_commit_at + PACE).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);
-            let outcome = self.pass(&mut group);
-            if let Err(e) = outcome {
-                self.poison(&mut group, &e);
-                return self.refuse_all(&queue, group);
-            }
+            self.pass(group)?;
             if let Some(keeper) = group.close.take() {
+                self.derive_deferred()?;
+                self.end()?;
                 self.tables.checkpoint();
-                return keeper.keep(());
+                keeper.keep(());
+                return Ok(());
             }
         }
     }
 
     fn pass(&mut self, group: &mut Group) -> rusqlite::Result<()> {
         if group.appends.is_empty() && group.orders.is_empty() {
-            self.last_group = 0;
-            self.end_if_due()?;
-            return if self.open_since.is_none() { self.chores() } else { Ok(()) };
+            return self.idle_pass();
         }
         let every = if self.retention.is_busy() { SWEEPS_EVERY } else { CHORES_EVERY };
-        if clock::monotonic() >= self.last_chores + every {
+        let is_chores_time = clock::monotonic() >= self.last_chores + every;
+        if is_chores_time || group.orders.iter().any(|order| matches!(order, Order::Flush(_))) {
+            self.derive_deferred()?;
+        }
+        if is_chores_time {
             self.end()?;
             self.chores()?;
         }
         self.step_aside()?;
         self.ensure_open()?;
         let received_ms = clock::now();
-        let commit = self.store_bodies(&group.appends, received_ms)?;
+        let stored = self.store_bodies(&mut group.appends, received_ms)?;
         for order in group.orders.drain(..) {
             match order {
                 Order::Change(change, keeper) => {
@@ -215,90 +229,100 @@ impl Committer {
                 Order::Close(keeper) => group.close = Some(keeper),
             }
         }
-        let waited_for = commit.is_some()
+        let waited_for = stored.is_some()
             || !group.keepers.is_empty()
             || !group.flushes.is_empty()
             || group.close.is_some();
-        if !waited_for {
-            return self.end_if_due();
+        if waited_for {
+            self.end()?;
+            self.tell(group, stored, received_ms);
         }
-        self.end()?;
-        self.tell(group, commit, received_ms)
+        let now = clock::monotonic();
+        if self.deferred.is_due(now, self.last_group < PACED_GROUP_MIN) {
+            self.derive_deferred()?;
+        }
+        self.end_if_due()
     }
 
-    /// After the commit: wake all who waited, then derive.
-    fn tell(&mut self, group: &mut Group, commit: Option<u64>, received_ms: u64) -> rusqlite::Result<()> {
+    /// Nothing came within the patience.
+    fn idle_pass(&mut self) -> rusqlite::Result<()> {
+        self.last_group = 0;
+        let was_open = self.open_since.is_some();
+        if self.deferred.is_due(clock::monotonic(), true) {
+            let is_fresh = self.derive_deferred()?;
+            // what follows from fresh items is to join the transaction; nothing follows from others
+            if !is_fresh && !was_open {
+                self.end()?;
+            }
+        }
+        self.end_if_due()?;
+        if self.open_since.is_none() && self.deferred.is_empty() { self.chores() } else { Ok(()) }
+    }
+
+    /// After the commit: wake all who waited.
+    fn tell(&mut self, group: &mut Group, stored: Option<(u64, usize)>, received_ms: u64) {
+        let keepers = group.keepers.len();
         for keeper in group.keepers.drain(..) {
             keeper.keep(());
         }
         for keeper in group.flushes.drain(..) {
-            keeper.keep(self.next_commit - 1 - u64::from(commit.is_some()));
+            keeper.keep(self.next_commit - 1 - u64::from(stored.is_some()));
         }
-        self.last_group = group.appends.len();
-        let Some(commit) = commit else { return Ok(()) };
-        self.shared.in_commit.lock().clear();
-        let mut items: Vec<(Vec<Item>, u64)> = Vec::with_capacity(group.appends.len());
-        let mut waiters: Vec<Arc<Waiter>> = Vec::with_capacity(group.appends.len());
-        for mut append in group.appends.drain(..) {
-            items.push((std::mem::take(&mut append.items), append.app));
-            waiters.push(append.done(Ok(())));
+        self.last_group = keepers;
+        let Some((commit, mut start)) = stored else { return };
+        std::mem::swap(&mut *self.shared.in_commit.lock(), &mut group.appends);
+        self.last_group += group.appends.len();
+        let was_empty = self.deferred.is_empty();
+        for (nth, append) in group.appends.drain(..).enumerate() {
+            start = self.deferred.add(commit, nth, &append, received_ms, start);
+            self.waiters.extend(append.done(Ok(())));
         }
-        self.waker.wake(&mut waiters);
-        self.derive_group(commit, received_ms, &items)
+        self.deferred.began(was_empty, self.last_commit_at);
+        self.waker.wake(&mut self.waiters);
     }
 
-    fn derive_group(
-        &mut self,
-        commit: u64,
-        received_ms: u64,
-        items: &[(Vec<Item>, u64)],
-    ) -> rusqlite::Result<()> {
+    /// Puts the items that wait into their table, and offers the new answerable ones; whether there were any.
+    fn derive_deferred(&mut self) -> rusqlite::Result<bool> {
+        if self.deferred.is_empty() {
+            return Ok(false);
+        }
         self.step_aside()?;
         self.ensure_open()?;
-        let blob = std::mem::take(&mut self.bodies);
-        let bounds = std::mem::take(&mut self.bounds);
-        let bodies: Vec<Body<'_>> = super::tables::bounds_from(&bounds)
-            .zip(items)
-            .enumerate()
-            .map(|(n, ((start, length, _), (items, app)))| Body {
-                commit,
-                nth: n as u32,
-                app: *app,
-                received_ms,
-                bytes: &blob[start..start + length],
-                items,
-            })
-            .collect();
+        let mut deferred = std::mem::take(&mut self.deferred);
         let mut fresh = Vec::new();
-        self.derive(&bodies, &mut fresh)?;
-        drop(bodies);
-        (self.bodies, self.bounds) = (blob, bounds);
+        self.derive(&deferred, &mut fresh)?;
+        deferred.clear();
+        self.deferred = deferred;
         let feed = self.shared.feed.lock().clone();
+        let is_fresh = !fresh.is_empty();
         if let Some(feed) = feed
-            && !fresh.is_empty()
+            && is_fresh
         {
             feed.offer(fresh);
         }
-        Ok(())
+        Ok(is_fresh)
     }
 
-    fn store_bodies(&mut self, appends: &[Append], received_ms: u64) -> rusqlite::Result<Option<u64>> {
+    /// One row for all of them: its number, and where its bytes begin among the deferred ones. Until the commit is done
+    /// they are where the look-out for late ones finds them.
+    fn store_bodies(
+        &mut self,
+        appends: &mut Vec<Append>,
+        received_ms: u64,
+    ) -> rusqlite::Result<Option<(u64, usize)>> {
         if appends.is_empty() {
             return Ok(None);
         }
-        self.bodies.clear();
         self.bounds.clear();
-        let mut handles = self.shared.in_commit.lock();
-        for append in appends {
-            self.bodies.extend_from_slice(&append.body);
+        for append in &*appends {
             push_bound(&mut self.bounds, append.body.len(), append.app);
-            handles.push(append.handle());
         }
-        drop(handles);
+        let start = self.deferred.add_bytes(appends.iter().map(|append| append.body.as_slice()));
+        std::mem::swap(&mut *self.shared.in_commit.lock(), appends);
         let commit = self.next_commit;
         self.next_commit += 1;
-        self.tables.insert_commit(commit, received_ms, &self.bounds, &self.bodies)?;
-        Ok(Some(commit))
+        self.tables.insert_commit(commit, received_ms, &self.bounds, self.deferred.bytes_from(start))?;
+        Ok(Some((commit, start)))
     }
 
     fn ensure_open(&mut self) -> rusqlite::Result<()> {
@@ -443,32 +467,31 @@ impl Committer {
         Ok(())
     }
 
-    fn poison(&mut self, group: &mut Group, error: &rusqlite::Error) {
+    fn poison(&mut self, group: &mut Group, why: &str) {
         self.shared.queue.refuse(Refusal::Poisoned);
         self.tables.rollback();
+        // what is dropped before its commit is refused as poisoned
         self.shared.in_commit.lock().clear();
-        for append in group.appends.drain(..) {
-            append.done(Err(Refusal::Poisoned)).wake();
-        }
+        group.appends.clear();
+        self.waker.wake(&mut self.waiters);
         group.keepers.clear();
         group.flushes.clear();
         group.orders.clear();
-        let detail = format!("the store failed ({error}); nothing is accepted until a restart");
+        let detail = format!("{why}; nothing is accepted until a restart");
         log::error!("inbox: {detail}");
         (self.shared.on_poison)(detail);
     }
 
     /// The poisoned thread's last duty: whoever comes gets an answer.
-    fn refuse_all(&self, queue: &Queue, mut group: Group) {
+    fn refuse_all(&self, mut group: Group) {
+        let queue = Arc::clone(&self.shared.queue);
         loop {
             if let Some(keeper) = group.close.take() {
                 drop(keeper);
                 return;
             }
             queue.drain(&mut group.appends, &mut group.orders, IDLE);
-            for append in group.appends.drain(..) {
-                append.done(Err(Refusal::Poisoned)).wake();
-            }
+            group.appends.clear();
             for order in group.orders.drain(..) {
                 if let Order::Close(keeper) = order {
                     group.close = Some(keeper);

@@ -3,10 +3,13 @@
 //! Runs in the transaction after the one that stored the bodies. A key that is there already is a duplicate, once the
 //! texts of the keys are compared: two keys of one hash get two rows (the second one's key is counted up).
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use memchr::memmem::Finder;
 
 use super::committer::Committer;
-use super::tables::{self, ReplyKey};
+use super::deferred::Deferred;
+use super::tables::{self, Insert, ReplyKey};
 use super::{Evidence, Position, ReplyState, State, Work};
 use crate::clock::UnixMillis;
 use crate::event::{Item, ItemId, Kind};
@@ -26,31 +29,40 @@ pub struct Body<'a> {
 }
 
 impl Committer {
-    /// Inserts the items of a whole commit, sorted by key so that the index grows page by page; pushes new answerable
-    /// ones to `fresh` in order of arrival.
-    pub fn derive(&mut self, bodies: &[Body<'_>], fresh: &mut Vec<Work>) -> rusqlite::Result<()> {
-        let mut order: Vec<(ItemId, u32, u32)> = Vec::new();
-        for (b, body) in bodies.iter().enumerate() {
+    /// Inserts items of whole commits, sorted by key so that the index grows page by page; pushes new answerable ones to
+    /// `fresh` in order of arrival.
+    pub fn derive(&mut self, deferred: &Deferred, fresh: &mut Vec<Work>) -> rusqlite::Result<()> {
+        let mut order: Vec<(ItemId, u32, u32)> = Vec::with_capacity(deferred.len());
+        for (b, body) in deferred.bodies().enumerate() {
             let of_body = body.items.iter().enumerate();
             order.extend(of_body.map(|(i, item)| (id_of(item), b as u32, i as u32)));
         }
         order.sort_unstable();
-        let mut new: Vec<(u32, u32, ItemId)> = Vec::with_capacity(order.len());
+        let mut new: Vec<(u32, u32, ItemId)> = Vec::new();
+        let connection = self.tables.connection();
+        let mut insert = Insert(connection.prepare_cached(Insert::SQL)?);
+        let mut statuses = Vec::new();
         for (id, b, i) in order {
-            let body = &bodies[b as usize];
+            let body = deferred.body(b);
             let item = &body.items[i as usize];
-            match self.insert(body, item, id)? {
+            match self.insert(&mut insert, &body, item, id)? {
                 Some(id) if item.kind.is_answered() => new.push((b, i, id)),
-                Some(_) if item.kind == Kind::Status => self.status(body, item)?,
+                Some(_) if item.kind == Kind::Status && item.conversation != 0 => statuses.push((b, i)),
                 Some(_) => {}
                 None => super::DUPLICATES.inc(),
             }
         }
+        drop(insert);
+        for (b, i) in statuses {
+            let body = deferred.body(b);
+            self.status(&body, &body.items[i as usize])?;
+        }
         new.sort_unstable();
         self.counters.add_pending(new.len() as u64);
+        fresh.reserve(new.len());
         let mut shared: Option<(u32, Arc<[u8]>)> = None;
         for (b, i, id) in new {
-            let body = &bodies[b as usize];
+            let body = deferred.body(b);
             let item = &body.items[i as usize];
             let bytes = match &shared {
                 Some((of, bytes)) if *of == b => Arc::clone(bytes),
@@ -67,18 +79,24 @@ impl Committer {
                 body: bytes,
             });
         }
-        if let Some(last) = bodies.last() {
+        if let Some(last) = deferred.bodies().last() {
             self.tables.set_derived(last.commit)?;
         }
         Ok(())
     }
 
     /// The id under which it was inserted; `None` for a duplicate.
-    fn insert(&self, body: &Body<'_>, item: &Item, mut id: ItemId) -> rusqlite::Result<Option<ItemId>> {
+    fn insert(
+        &self,
+        insert: &mut Insert<'_>,
+        body: &Body<'_>,
+        item: &Item,
+        mut id: ItemId,
+    ) -> rusqlite::Result<Option<ItemId>> {
         let state = if item.kind.is_answered() { State::Pending } else { State::Kept };
         super::ITEMS.inc(item.kind as usize - 1);
         for _ in 0..COLLISIONS_MAX {
-            if self.tables.insert_item(id, item, state, body.commit, body.nth)? {
+            if insert.item(id, item, state, body.commit, body.nth)? {
                 return Ok(Some(id));
             }
             if self.is_same(body, item, id)? {
@@ -110,9 +128,6 @@ impl Committer {
 
     /// A status may settle a send of unknown outcome, or tell that what was accepted was not delivered.
     fn status(&mut self, body: &Body<'_>, item: &Item) -> rusqlite::Result<()> {
-        if item.conversation == 0 {
-            return Ok(());
-        }
         let named = self.flights.find(item.conversation, item.number);
         if named.is_none() && !mentions_failed(body.bytes) {
             return Ok(());
@@ -170,27 +185,16 @@ impl Committer {
             Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let parts: Vec<_> = tables::bounds_from(&bounds)
-            .map(|(start, length, app)| {
-                let bytes = blob.get(start..start + length).unwrap_or_default();
-                let mut items = Vec::new();
-                (self.parser.items)(bytes, &mut items);
-                (bytes, app, items)
-            })
-            .collect();
-        let bodies: Vec<Body<'_>> = parts
-            .iter()
-            .enumerate()
-            .map(|(n, (bytes, app, items))| Body {
-                commit,
-                nth: n as u32,
-                app: *app,
-                received_ms: at as u64,
-                bytes,
-                items,
-            })
-            .collect();
-        self.derive(&bodies, &mut Vec::new())
+        let mut deferred = Deferred::default();
+        deferred.add_bytes(std::iter::once(blob.as_slice()));
+        let mut items = Vec::new();
+        for (nth, (start, length, app)) in tables::bounds_from(&bounds).enumerate() {
+            let end = (start + length).min(blob.len());
+            items.clear();
+            (self.parser.items)(&blob[start.min(end)..end], &mut items);
+            deferred.place(commit, nth, app, at as u64, start.min(end)..end, &items);
+        }
+        self.derive(&deferred, &mut Vec::new())
     }
 }
 
@@ -200,5 +204,6 @@ fn id_of(item: &Item) -> ItemId {
 
 /// Cheap: whether it pays to read the statuses of a body that names a reply which is not in flight.
 fn mentions_failed(body: &[u8]) -> bool {
-    memchr::memmem::find(body, b"\"failed\"").is_some()
+    static FAILED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"failed\""));
+    FAILED.find(body).is_some()
 }

@@ -11,7 +11,7 @@ use super::committer::{Committer, Shared};
 use super::counters::Counters;
 use super::flights::Flights;
 use super::promise::promise;
-use super::queue::{Order, Queue};
+use super::queue::{Append, Order, Queue};
 use super::reader::{self, Reader};
 use super::tables::{self, Change, ReplyKey, Stored};
 use super::{
@@ -82,11 +82,11 @@ impl Embedded {
                 let Some(inbox) = inbox.upgrade() else { return };
                 let since = clock::monotonic().saturating_sub(ACK_MAX);
                 let mut late = inbox.shared.queue.late(since);
-                late.extend(inbox.shared.in_commit.lock().extract_if(.., |h| h.at < since));
-                for handle in late {
-                    super::LATE.inc();
-                    handle.refuse(Refusal::Late);
-                }
+                let in_commit = inbox.shared.in_commit.lock();
+                late.extend(in_commit.iter().filter(|a| a.at < since).filter_map(Append::handle));
+                drop(in_commit);
+                let refused = late.iter().filter(|handle| handle.refuse(Refusal::Late)).count();
+                super::LATE.add(refused as u64);
                 if round % OLDEST_EVERY == 0
                     && let Some(Ok(oldest)) = inbox.reader.run(reader::oldest_open)
                 {

@@ -9,6 +9,7 @@
 
 mod committer;
 mod counters;
+mod deferred;
 mod derive;
 pub mod embedded;
 mod flights;
@@ -114,7 +115,7 @@ pub struct Position {
 }
 
 /// An answerable item with its body.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Work {
     /// Its identity.
     pub id: ItemId,
@@ -130,6 +131,17 @@ pub struct Work {
     pub app: u64,
     /// The whole body it came in (shared by the items of a body).
     pub body: Arc<[u8]>,
+}
+
+/// Without what the customer wrote.
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work")
+            .field("id", &self.id)
+            .field("position", &self.position)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Takes fresh work from the committer, in order of arrival. Called on the committer's thread: must not block.

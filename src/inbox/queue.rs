@@ -28,27 +28,43 @@ pub struct Append {
     pub items: Vec<Item>,
     pub app: u64,
     pub at: Duration,
-    waiter: Arc<Waiter>,
+    /// `None` once the outcome is recorded.
+    waiter: Option<Arc<Waiter>>,
     generation: u64,
 }
 
 impl Append {
     /// Records the outcome and gives the buffers back. The waiter still has to be woken.
-    pub fn done(mut self, outcome: Result<(), Refusal>) -> Arc<Waiter> {
+    pub fn done(mut self, outcome: Result<(), Refusal>) -> Option<Arc<Waiter>> {
+        self.record(outcome)
+    }
+
+    fn record(&mut self, outcome: Result<(), Refusal>) -> Option<Arc<Waiter>> {
+        let waiter = self.waiter.take()?;
         self.body.clear();
         self.items.clear();
-        let mut state = self.waiter.state.lock();
+        let mut state = waiter.state.lock();
         if state.generation == self.generation && state.outcome.is_none() {
             state.outcome = Some(outcome);
         }
-        state.spare = Some((self.body, self.items));
+        state.spare = Some((std::mem::take(&mut self.body), std::mem::take(&mut self.items)));
         drop(state);
-        self.waiter
+        Some(waiter)
     }
 
     /// For the look-out for late commits: enough to end the wait without the buffers.
-    pub fn handle(&self) -> Handle {
-        Handle { waiter: Arc::clone(&self.waiter), generation: self.generation, at: self.at }
+    pub fn handle(&self) -> Option<Handle> {
+        let waiter = Arc::clone(self.waiter.as_ref()?);
+        Some(Handle { waiter, generation: self.generation })
+    }
+}
+
+/// Nobody waits for ever: what is dropped without an outcome was dropped since the committer has ended.
+impl Drop for Append {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.record(Err(Refusal::Poisoned)) {
+            waiter.wake();
+        }
     }
 }
 
@@ -56,20 +72,19 @@ impl Append {
 pub struct Handle {
     waiter: Arc<Waiter>,
     generation: u64,
-    /// When the request was queued.
-    pub at: Duration,
 }
 
 impl Handle {
-    /// The waiter gets `refusal`, unless its commit is done.
-    pub fn refuse(&self, refusal: Refusal) {
+    /// The waiter gets `refusal`, unless it has an outcome already; whether it did.
+    pub fn refuse(&self, refusal: Refusal) -> bool {
         let mut state = self.waiter.state.lock();
         if state.generation != self.generation || state.outcome.is_some() {
-            return;
+            return false;
         }
         state.outcome = Some(Err(refusal));
         drop(state);
         self.waiter.blocker.unpark();
+        true
     }
 }
 
@@ -187,7 +202,7 @@ impl Queue {
     /// Requests that wait since before `since`, oldest first.
     pub fn late(&self, since: Duration) -> Vec<Handle> {
         let list = self.list.lock();
-        list.appends.iter().take_while(|a| a.at < since).map(Append::handle).collect()
+        list.appends.iter().take_while(|a| a.at < since).filter_map(Append::handle).collect()
     }
 
     pub fn ticket(self: &Arc<Self>) -> Connection {
@@ -226,7 +241,7 @@ impl Ticket for Connection {
             items: std::mem::take(&mut self.items),
             app,
             at: clock::monotonic(),
-            waiter: Arc::clone(&self.waiter),
+            waiter: Some(Arc::clone(&self.waiter)),
             generation,
         };
         if let Err((append, refusal)) = self.queue.append(append) {
