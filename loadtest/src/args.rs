@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::mongodb;
+use crate::{mongodb, peers};
 
 /// Descriptors that are needed besides one for each user: the store, the simulated Graph's connections, ..
 const FDS_SPARE: u64 = 600;
@@ -28,9 +28,9 @@ const AGENT_DELAY_MAX: u64 = 50_000;
 ///
 /// Exit codes: 0 all as it should be; 1 a line is red; 64 options that make no sense; 130 interrupted.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "loadtest", version)]
+#[command(name = "loadtest", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
-    /// A process of a run, or the comparison with other servers; without it a run
+    /// What is no run; see its own --help
     #[command(subcommand)]
     pub command: Option<Special>,
     /// Keep-alive connections, each posting one request after the other
@@ -116,6 +116,8 @@ pub enum Special {
         /// JSON
         behaviour: String,
     },
+    /// Other servers under the same load, in turn: medians and ratios
+    Compare(peers::Args),
 }
 
 impl Args {

@@ -16,6 +16,7 @@ mod meta;
 mod mongodb;
 mod names;
 mod page;
+mod peers;
 mod proc;
 mod ratios;
 mod report;
@@ -53,15 +54,41 @@ fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    if let Some(Special::SimulatedMeta { behaviour }) = &args.command {
-        process::configure_coroutines(0);
-        return simulate::run(behaviour);
-    }
-    let faults = args.faults(sys::open_files_max());
+    let open_files_max = sys::open_files_max();
+    let faults = match &args.command {
+        Some(Special::SimulatedMeta { .. }) => Vec::new(),
+        Some(Special::Compare(compare)) => compare.faults(open_files_max),
+        None => args.faults(open_files_max),
+    };
     if !faults.is_empty() {
         faults.iter().for_each(|fault| eprintln!("loadtest: {fault}"));
         return ExitCode::from(USAGE);
     }
+    process::configure_coroutines(0);
+    match &args.command {
+        Some(Special::SimulatedMeta { behaviour }) => simulate::run(behaviour),
+        Some(Special::Compare(compare)) => {
+            ended(count_interrupts().and_then(|interrupts| peers::run(compare, &interrupts)))
+        }
+        None => run(&args),
+    }
+}
+
+fn ended(outcome: Result<bool, String>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("loadtest: not every post got its 200");
+            ExitCode::FAILURE
+        }
+        Err(why) => {
+            eprintln!("loadtest: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> ExitCode {
     let old = match ratios::read(&args.compare) {
         Ok(old) => old,
         Err(why) => {
@@ -69,16 +96,15 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    process::configure_coroutines(0);
     let outcome = count_interrupts().and_then(|interrupts| {
-        let outcome = run::run(&args, &interrupts);
+        let outcome = run::run(args, &interrupts);
         if interrupts.load(Relaxed) > 0 && outcome.is_err() {
             return Ok(None);
         }
         outcome.map(Some)
     });
     match outcome {
-        Ok(Some(figures)) => print(&args, &figures, &old),
+        Ok(Some(figures)) => print(args, &figures, &old),
         Ok(None) => ExitCode::from(INTERRUPTED),
         Err(why) => {
             eprintln!("loadtest: {why}");

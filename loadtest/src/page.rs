@@ -40,14 +40,8 @@ pub fn write(
     lines: &[Line],
     old: &[Figures],
 ) -> Result<PathBuf, String> {
-    let folder = match folder {
-        Some(folder) => folder.to_owned(),
-        None => {
-            server::own_folder()?.parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("loadtest")
-        }
-    };
+    let folder = self::folder(folder)?;
     let wrong = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    fs::create_dir_all(&folder).map_err(|e| wrong(&folder, &e))?;
     let shown = Shown {
         verdict: if lines.iter().any(|line| line.red) { "red" } else { "green" },
         figures,
@@ -63,6 +57,21 @@ pub fn write(
     fs::write(&path, &json).map_err(|e| wrong(&path, &e))?;
     fs::write(&page, html(&json)).map_err(|e| wrong(&page, &e))?;
     Ok(page)
+}
+
+/// Where reports go: `told`, or `loadtest` in the build's folder; made if it is not there.
+///
+/// # Errors
+/// It can't be made; why.
+pub fn folder(told: Option<&Path>) -> Result<PathBuf, String> {
+    let folder = match told {
+        Some(folder) => folder.to_owned(),
+        None => {
+            server::own_folder()?.parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("loadtest")
+        }
+    };
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    Ok(folder)
 }
 
 fn html(json: &str) -> String {

@@ -31,6 +31,33 @@ pub fn look(pid: u32) -> Option<Look> {
     })
 }
 
+/// A process and all its descendants together; zeros if there is none. Time of those that ended is theirs who waited.
+pub fn tree(pid: u32) -> Look {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| Some((pid, parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
+        .collect();
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(pid) = all.get(at).copied() {
+        all.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+        at += 1;
+    }
+    all.into_iter().filter_map(look).fold(Look::default(), |sum, one| Look {
+        cpu: sum.cpu + one.cpu,
+        rss_bytes: sum.rss_bytes + one.rss_bytes,
+        rss_peak_bytes: sum.rss_peak_bytes + one.rss_peak_bytes,
+        fds: sum.fds + one.fds,
+    })
+}
+
+fn parent(stat: &str) -> Option<u32> {
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// CPU time of all processes of the machine, and what a hypervisor took away.
 pub fn machine_cpu() -> Duration {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -77,5 +104,7 @@ mod tests {
         let look = look(std::process::id()).expect("it runs");
         assert!(look.rss_bytes > 0 && look.rss_peak_bytes >= look.rss_bytes && look.fds > 2);
         assert_eq!(super::look(u32::MAX), None);
+        assert_eq!(parent("7 (a) b (c) S 12 7"), Some(12));
+        assert!(tree(std::process::id()).rss_bytes > 0);
     }
 }

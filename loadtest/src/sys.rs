@@ -44,6 +44,14 @@ pub fn terminate(child: &Child) {
     }
 }
 
+/// Kills a child that was not waited for yet, and all of its group, which it must be the leader of.
+pub fn kill_group(child: &Child) {
+    // SAFETY: a plain system call; the child was not reaped, so its id is still its own and its group's.
+    unsafe {
+        libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL);
+    }
+}
+
 /// The child is killed when the thread that starts it ends, however that happens.
 pub fn dies_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
