@@ -25,6 +25,9 @@ use crate::{clock, dispatcher, http, store, turn, webhook};
 /// How much of DRAIN_TIMEOUT the edge gets before turns are waited for.
 const EDGE_SHARE: u32 = 3;
 
+/// How often the directory's store is asked whether it answers.
+const DIRECTORY_LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// How the running service ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -122,9 +125,7 @@ impl App {
             end,
             _lock: lock,
         };
-        if config.directory.warmup {
-            app.warm_up();
-        }
+        app.watch_directory(config.directory.warmup);
         app.lifecycle.ready();
         Ok(app)
     }
@@ -159,12 +160,28 @@ impl App {
         self.end.1.recv_timeout(within).ok()
     }
 
-    /// Loads businesses in the background: a slow directory delays nothing.
-    fn warm_up(&self) {
-        let directory = Arc::clone(&self.directory);
-        let _detached = may::go!(move || match directory.warm_up() {
-            Ok(loaded) => log::info!("directory: {loaded} businesses loaded into the cache"),
-            Err(failure) => log::warn!("directory: not warmed up: {failure}"),
+    /// Loads businesses in the background, and looks now and then whether the directory's store answers: a slow or
+    /// absent directory delays nothing, and is used again once it is there.
+    fn watch_directory(&self, warm_up: bool) {
+        let directory = Arc::downgrade(&self.directory);
+        let mut is_warm = !warm_up;
+        let _detached = may::go!(move || {
+            loop {
+                let Some(directory) = directory.upgrade() else { break };
+                directory.check();
+                if !is_warm && directory.is_connected() {
+                    match directory.warm_up() {
+                        Ok(loaded) => {
+                            log::info!("directory: {loaded} businesses loaded into the cache");
+                            is_warm = true;
+                        }
+                        Err(failure) => log::warn!("directory: not warmed up: {failure}"),
+                    }
+                }
+                drop(directory);
+                clock::sleep(DIRECTORY_LOOK_EVERY);
+            }
+            clock::linger();
         });
     }
 

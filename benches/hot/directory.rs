@@ -12,7 +12,7 @@ use criterion::Criterion;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::cache::{Cache, Found};
 use whatsapp_webhook::directory::lookup::Lookup;
-use whatsapp_webhook::directory::store::{Record, Store, StoreError};
+use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::{Keys, MEMO_MAX, Memo};
 use whatsapp_webhook::event::Business;
 use whatsapp_webhook::secret::Secret;
@@ -31,14 +31,23 @@ impl Store for Ready {
     fn by_subdomain(&self, _: &str) -> Result<Vec<Record>, StoreError> {
         Ok(vec![self.0.clone()])
     }
-    fn page(&self, _: Option<&str>, _: usize) -> Result<Vec<Record>, StoreError> {
-        Ok(Vec::new())
+    fn page(&self, _: Option<&str>, _: usize) -> Result<Page, StoreError> {
+        Ok(Page::default())
     }
     fn upsert(&self, _: Vec<Record>) -> Result<(), StoreError> {
         Ok(())
     }
     fn remove(&self, _: &str) -> Result<bool, StoreError> {
         Ok(false)
+    }
+    fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn check(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 
@@ -52,6 +61,7 @@ fn settings() -> config::Directory {
         warmup: false,
         fallback: None,
         pool: (0, 0),
+        mongodb: None,
     }
 }
 
@@ -68,6 +78,7 @@ fn record(stored: &Secret) -> Record {
         enabled: true,
         active: true,
         meta_app: None,
+        fault: None,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use crate::{mongodb, peers};
 
 /// Descriptors that are needed besides one for each user: the store, the simulated Graph's connections, ..
 const FDS_SPARE: u64 = 600;
@@ -17,13 +19,20 @@ const MESSAGES_PER_CONVERSATION: u64 = 30;
 const GUESS_PER_SECOND: u64 = 12_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
+/// The highest rate, messages a second.
+const RATE_MAX: u64 = 1_000_000;
+/// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
+const AGENT_DELAY_MAX: u64 = 50_000;
 
 /// Signed load on a real server, with the Graph API simulated; every message is followed by its id to its answer.
 ///
 /// Exit codes: 0 all as it should be; 1 a line is red; 64 options that make no sense; 130 interrupted.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "loadtest", version)]
+#[command(name = "loadtest", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What is no run; see its own --help
+    #[command(subcommand)]
+    pub command: Option<Special>,
     /// Keep-alive connections, each posting one request after the other
     #[arg(long, default_value_t = 500)]
     pub users: u64,
@@ -52,6 +61,26 @@ pub struct Args {
     /// The simulated Graph also posts sent, delivered and read for every reply, as Meta does
     #[arg(long)]
     pub receipts: bool,
+    /// Answer through a simulated agent of the operator's own (AGENT=http) that takes so many ms, instead of the echo
+    #[arg(long, value_name = "MS")]
+    pub agent_delay: Option<u64>,
+    /// Of 100 sends to Graph, how many go wrong: a pair's limit, an HTML page with 500, accepted but answered with a
+    /// reset, a 500 or half an answer, late; implies --receipts, since statuses settle what became of them
+    #[arg(long, default_value_t = 0)]
+    pub faults: u64,
+    /// Businesses in a MongoDB: the one of this URI (they are left there), of LOADTEST_MONGODB_URI, or a FerretDB that is
+    /// built and started from tests/ferretdb; prints the cache's hit rate and the queries a message
+    #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
+    pub mongodb: Option<String>,
+    /// Repeats the ids and the dice of an earlier run; by default another each time
+    #[arg(long)]
+    pub seed: Option<u32>,
+    /// Where the report is written: report.html and report.json; by default target/loadtest
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// A report.json of before: prints ratios to it, and the noise; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub compare: Vec<PathBuf>,
     /// Red below this many 200s a second
     #[arg(long)]
     pub min_rate: Option<u64>,
@@ -78,7 +107,25 @@ pub struct Args {
     pub settings: Vec<String>,
 }
 
+/// What is no run.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Special {
+    /// The simulated Meta of a run, as a process of its own
+    #[command(hide = true)]
+    SimulatedMeta {
+        /// JSON
+        behaviour: String,
+    },
+    /// Other servers under the same load, in turn: medians and ratios
+    Compare(peers::Args),
+}
+
 impl Args {
+    /// Whether statuses follow each reply.
+    pub fn has_receipts(&self) -> bool {
+        self.receipts || self.faults > 0
+    }
+
     /// How many conversations there are.
     pub fn conversations(&self) -> u64 {
         self.conversations.unwrap_or_else(|| {
@@ -91,67 +138,93 @@ impl Args {
 
     /// Everything that makes no sense. `open_files_max`: what one process may open.
     pub fn faults(&self, open_files_max: u64) -> Vec<String> {
+        let mut faults = self.faults_of_size(open_files_max);
+        let mut refuse = |is_bad: bool, why: &str| {
+            if is_bad {
+                faults.push(why.to_owned());
+            }
+        };
+        let has_answers =
+            self.receipts || self.faults > 0 || self.agent_delay.is_some() || self.max_answer_p99.is_some();
+        refuse(
+            self.statuses && has_answers,
+            "--statuses: nothing is answered, so --receipts, --faults, --agent-delay and --max-answer-p99 have no \
+             meaning; leave them or --statuses out",
+        );
+        refuse(self.duplicates > 100, "--duplicates: it is a share of 100 requests; take 0 to 100");
+        refuse(
+            self.faults > 50,
+            "--faults: of 100 sends at most 50 may go wrong, or nothing is measured but retries; take 0 to 50",
+        );
+        refuse(
+            self.agent_delay.is_some_and(|ms| ms > AGENT_DELAY_MAX),
+            &format!("--agent-delay: above {AGENT_DELAY_MAX} ms the server gives its agent up; take less"),
+        );
+        refuse(
+            self.mongodb.as_deref().is_some_and(|uri| !uri.is_empty() && !mongodb::is_uri(uri)),
+            "--mongodb: must be followed by a URI that begins with mongodb:// or mongodb+srv://, or by none",
+        );
+        refuse(self.patience == 0, "--patience 0: no drain can be waited for; take 1 or more seconds");
+        for setting in &self.settings {
+            let name = setting.split_once('=').map(|(name, _)| name).filter(|name| !name.is_empty());
+            refuse(name.is_none(), "--env: must be NAME=VALUE");
+        }
+        faults
+    }
+
+    fn faults_of_size(&self, open_files_max: u64) -> Vec<String> {
+        let Self { users, duration, businesses, batch, .. } = *self;
         let mut faults = Vec::new();
         let mut refuse = |is_bad: bool, why: String| {
             if is_bad {
                 faults.push(why);
             }
         };
-        refuse(self.users == 0, "--users 0: nobody would post".to_owned());
+        refuse(users == 0, "--users 0: nobody would post; take 1 or more".to_owned());
         refuse(
-            self.users > CONVERSATIONS_MAX,
-            format!("--users {}: must be at most {CONVERSATIONS_MAX}, one conversation each", self.users),
+            users > CONVERSATIONS_MAX,
+            format!("--users {users}: must be at most {CONVERSATIONS_MAX}, one conversation each"),
         );
         refuse(
-            self.users.saturating_add(FDS_SPARE) > open_files_max,
+            users.saturating_add(FDS_SPARE) > open_files_max,
             format!(
-                "--users {}: each needs a descriptor, and {FDS_SPARE} more are needed, but `ulimit -n` is \
-                 {open_files_max}; raise it or take fewer",
-                self.users
+                "--users {users}: each needs a descriptor, and {FDS_SPARE} more are needed, but `ulimit -n` is \
+                 {open_files_max}; set it to {} or take at most {} users",
+                users.saturating_add(FDS_SPARE),
+                open_files_max.saturating_sub(FDS_SPARE)
             ),
         );
         refuse(
-            !(1..=DURATION_MAX).contains(&self.duration),
-            format!("--duration {}: must be 1 to {DURATION_MAX} seconds", self.duration),
+            !(1..=DURATION_MAX).contains(&duration),
+            format!("--duration {duration}: must be 1 to {DURATION_MAX} seconds"),
         );
         refuse(
             self.rate == Some(0),
             "--rate 0: nothing would be posted; leave it out for a closed loop".to_owned(),
         );
         refuse(
-            self.rate.is_some_and(|rate| rate > 1_000_000),
-            "--rate: above 1,000,000 a second nothing is measured but this program".to_owned(),
+            self.rate.is_some_and(|rate| rate > RATE_MAX),
+            format!("--rate: above {RATE_MAX} a second nothing is measured but this program; take less"),
         );
         refuse(
-            !(1..=10_000).contains(&self.businesses),
-            format!("--businesses {}: must be 1 to 10000", self.businesses),
-        );
-        refuse(
-            self.duplicates > 100,
-            format!("--duplicates {}: it is a share of 100 requests", self.duplicates),
-        );
-        refuse(
-            !(1..=BATCH_MAX).contains(&self.batch),
-            format!("--batch {}: Meta puts 1 to {BATCH_MAX} into a request", self.batch),
-        );
-        let conversations = self.conversations();
-        refuse(
-            self.conversations.is_some_and(|given| given < self.users || given > CONVERSATIONS_MAX),
+            self.rate.is_some_and(|rate| rate > 0 && rate.saturating_mul(duration) < batch),
             format!(
-                "--conversations {conversations}: must be at least one for each of {} users, at most \
-                 {CONVERSATIONS_MAX}",
-                self.users
+                "--batch {batch}: at this --rate not one request would be due in --duration {duration} s; raise --rate \
+                 or --duration"
             ),
         );
+        refuse(!(1..=10_000).contains(&businesses), format!("--businesses {businesses}: must be 1 to 10000"));
         refuse(
-            self.statuses && (self.receipts || self.max_answer_p99.is_some()),
-            "--statuses: nothing is answered, so --receipts and --max-answer-p99 have no meaning".to_owned(),
+            !(1..=BATCH_MAX).contains(&batch),
+            format!("--batch {batch}: Meta puts 1 to {BATCH_MAX} into a request"),
         );
-        refuse(self.patience == 0, "--patience 0: no drain can be waited for".to_owned());
-        for setting in &self.settings {
-            let name = setting.split_once('=').map(|(name, _)| name).filter(|name| !name.is_empty());
-            refuse(name.is_none(), "--env: must be NAME=VALUE".to_owned());
-        }
+        refuse(
+            self.conversations.is_some_and(|given| given < users || given > CONVERSATIONS_MAX),
+            format!(
+                "--conversations {}: must be at least one for each of {users} users, at most {CONVERSATIONS_MAX}",
+                self.conversations()
+            ),
+        );
         faults
     }
 }
@@ -184,6 +257,11 @@ mod tests {
             &["--batch", "1001"],
             &["--conversations", "3"],
             &["--statuses", "--receipts"],
+            &["--statuses", "--faults", "5"],
+            &["--faults", "51"],
+            &["--agent-delay", "60000"],
+            &["--batch", "100", "--rate", "1", "--duration", "5"],
+            &["--mongodb", "localhost"],
             &["--patience", "0"],
             &["--env", "X"],
         ] {

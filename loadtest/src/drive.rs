@@ -5,17 +5,22 @@
 //! request follows the 200 of the last. In an open loop requests have a time each, and latencies count from it,
 //! so that a server that stalls is charged for all who would have come meanwhile.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use may::coroutine::JoinHandle;
+use parking_lot::Mutex;
 use whatsapp_webhook::clock;
 
 use crate::client::Client;
 use crate::compose::{Composer, Said};
+use crate::fairness::Fairness;
 use crate::ledger::Ledger;
+use crate::sys::now_us;
 use crate::timing::Recorder;
 
 /// The longest that an answer may take.
@@ -32,6 +37,8 @@ const SLICE: Duration = Duration::from_millis(100);
 const STACK_WORDS: usize = (64 << 10) / size_of::<usize>();
 /// One of so many requests is kept, to be posted again much later as a duplicate.
 const KEEP_ONE_OF: u64 = 16;
+/// How often it is looked whether this program itself is late.
+const CANARY_EVERY: Duration = Duration::from_millis(10);
 
 /// What all users share.
 pub struct Load {
@@ -39,8 +46,14 @@ pub struct Load {
     pub plan: Plan,
     /// Messages and answers.
     pub ledger: Ledger,
-    /// Request to 200.
+    /// Intended time of a request to its 200.
     pub acks: Recorder,
+    /// Request really written to its 200: raw service time.
+    pub service: Recorder,
+    /// How late this program itself wakes up: what it adds to all other times.
+    pub lag: Recorder,
+    /// Message to answer (of statuses: to the 200), by business.
+    pub fairness: Fairness,
     /// Message to answer.
     pub answers: Recorder,
     /// Counted.
@@ -73,13 +86,15 @@ pub struct Plan {
     pub statuses: bool,
     /// Open loop: time between two requests over all users.
     pub every: Option<Duration>,
-    /// Tells the ids of this run from others.
-    pub run: u32,
+    /// Tells the ids of this run from others, and is the seed of everything that is thrown dice for.
+    pub seed: u32,
 }
 
 /// Counted while the load runs.
 #[derive(Default)]
 pub struct Counts {
+    /// Requests that were begun.
+    pub begun: AtomicU64,
     /// Requests that got their 200, duplicates included.
     pub acked: AtomicU64,
     /// Of them, duplicates.
@@ -94,15 +109,30 @@ pub struct Counts {
     pub given_up: AtomicU64,
     /// Bytes of all bodies that got their 200.
     pub bytes: AtomicU64,
+    /// Why a post had no 200, and how often.
+    pub reasons: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Counts {
+    fn because(&self, reason: &str) {
+        let mut reasons = self.reasons.lock();
+        match reasons.get_mut(reason) {
+            Some(count) => *count += 1,
+            None => drop(reasons.insert(reason.to_owned(), 1)),
+        }
+    }
 }
 
 impl Load {
     /// Nothing runs yet.
-    pub fn new(plan: Plan, ledger: Ledger) -> Self {
+    pub fn new(plan: Plan, ledger: Ledger, businesses: u32) -> Self {
         Self {
             plan,
             ledger,
             acks: Recorder::new(),
+            service: Recorder::new(),
+            lag: Recorder::new(),
+            fairness: Fairness::new(businesses),
             answers: Recorder::new(),
             counts: Counts::default(),
             stop: AtomicBool::new(false),
@@ -120,7 +150,26 @@ impl Load {
             may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id)
                 .run())
         };
-        (0..self.plan.users).map(user).collect()
+        let mut users = (0..self.plan.users).map(user).collect::<std::io::Result<Vec<_>>>()?;
+        let load = Arc::clone(self);
+        users.push(may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || load.canary())?);
+        Ok(users)
+    }
+
+    /// Measures how late a coroutine of this program wakes up.
+    fn canary(&self) {
+        while !self.is_stopped() {
+            let at = now_us() + CANARY_EVERY.as_micros() as u64;
+            clock::sleep(CANARY_EVERY);
+            self.lag.record(0, now_us().saturating_sub(at));
+        }
+    }
+
+    /// Requests that were due so far, `None` in a closed loop.
+    pub fn due(&self, now_us: u64) -> Option<u64> {
+        let every = self.plan.every?.as_nanos().max(1);
+        let elapsed = now_us.saturating_sub(self.start_us.load(Relaxed));
+        Some((u128::from(elapsed) * 1000 / every) as u64)
     }
 
     /// How many users tried to connect.
@@ -137,11 +186,6 @@ impl Load {
     fn is_stopped(&self) -> bool {
         self.stop.load(Relaxed) || self.abandon.load(Relaxed)
     }
-}
-
-/// Microseconds since the process started.
-pub fn now_us() -> u64 {
-    clock::monotonic().as_micros() as u64
 }
 
 struct User {
@@ -161,8 +205,9 @@ struct User {
 impl User {
     fn new(load: Arc<Load>, id: u32) -> Self {
         let client = Client::new(load.plan.server, ANSWER_TIMEOUT);
-        let composer = Composer::new(&load.plan.app_secret, load.plan.run);
-        let dice = (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let composer = Composer::new(&load.plan.app_secret, load.plan.seed);
+        let dice =
+            (u64::from(id) + 1 + (u64::from(load.plan.seed) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self { load, id, client, composer, dice, posted: 0, cursor: 0, said: Vec::new(), old: Vec::new() }
     }
 
@@ -230,12 +275,14 @@ impl User {
             self.composer.messages(&self.said, timestamp);
         }
         self.posted += 1;
+        self.load.counts.begun.fetch_add(1, Relaxed);
     }
 
     /// Posts until there is a 200; false: given up.
     fn deliver(&mut self, intended_us: u64) -> bool {
         let mut pause = PAUSE_FIRST;
         let mut insist_until = None;
+        let mut written_us = now_us();
         while !post(&mut self.client, self.composer.last(), &self.load.counts) {
             if self.load.is_stopped() {
                 let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
@@ -246,12 +293,18 @@ impl User {
             }
             clock::sleep(pause);
             pause = (pause * 2).min(PAUSE_MAX);
+            written_us = now_us();
         }
-        self.load.acks.record(self.id as usize, now_us().saturating_sub(intended_us));
+        let now = now_us();
+        let took_us = now.saturating_sub(intended_us);
+        self.load.acks.record(self.id as usize, took_us);
+        self.load.service.record(self.id as usize, now.saturating_sub(written_us));
         self.load.counts.acked.fetch_add(1, Relaxed);
         self.load.counts.bytes.fetch_add(self.composer.body_len() as u64, Relaxed);
-        if !self.load.plan.statuses {
-            for said in &self.said {
+        for said in &self.said {
+            if self.load.plan.statuses {
+                self.load.fairness.record(said.business, took_us);
+            } else {
                 self.load.ledger.acknowledged(said.conversation, said.nth);
             }
         }
@@ -287,10 +340,19 @@ fn post(client: &mut Client, request: &[u8], counts: &Counts) -> bool {
         Ok(status) => {
             counts.refused.fetch_add(1, Relaxed);
             counts.busy.fetch_add(u64::from(status == 503), Relaxed);
+            counts.because(&format!("status {status}"));
             false
         }
-        Err(_) => {
+        Err(e) => {
             counts.broken.fetch_add(1, Relaxed);
+            counts.because(match e.kind() {
+                ErrorKind::UnexpectedEof => "closed without an answer",
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset",
+                ErrorKind::ConnectionRefused => "connection refused",
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => "no answer in 30 s",
+                ErrorKind::InvalidData => "an answer that is not HTTP",
+                _ => "another error of the connection",
+            });
             false
         }
     }

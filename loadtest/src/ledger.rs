@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::names;
 
@@ -30,7 +31,7 @@ pub struct Ledger {
 }
 
 /// What was found wrong while replies came in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrong {
     /// Answers to a message that had been answered.
     pub doubled: u64,
@@ -45,7 +46,7 @@ pub struct Wrong {
 }
 
 /// The end: what became of every message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Messages posted, duplicates not counted.
     pub sent: u64,

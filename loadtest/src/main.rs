@@ -7,13 +7,24 @@ mod args;
 mod client;
 mod compose;
 mod drive;
+mod fairness;
+mod figures;
+mod judge;
 mod ledger;
+mod machine;
 mod meta;
+mod mongodb;
 mod names;
+mod page;
+mod peers;
 mod proc;
+mod ratios;
 mod report;
 mod run;
+mod sample;
+mod scrape;
 mod server;
+mod simulate;
 mod sys;
 mod timing;
 
@@ -26,8 +37,8 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whatsapp_webhook::ops::process;
 
-use args::Args;
-use report::Figures;
+use args::{Args, Special};
+use figures::Figures;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -43,21 +54,57 @@ fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let faults = args.faults(sys::open_files_max());
+    let open_files_max = sys::open_files_max();
+    let faults = match &args.command {
+        Some(Special::SimulatedMeta { .. }) => Vec::new(),
+        Some(Special::Compare(compare)) => compare.faults(open_files_max),
+        None => args.faults(open_files_max),
+    };
     if !faults.is_empty() {
         faults.iter().for_each(|fault| eprintln!("loadtest: {fault}"));
         return ExitCode::from(USAGE);
     }
     process::configure_coroutines(0);
+    match &args.command {
+        Some(Special::SimulatedMeta { behaviour }) => simulate::run(behaviour),
+        Some(Special::Compare(compare)) => {
+            ended(count_interrupts().and_then(|interrupts| peers::run(compare, &interrupts)))
+        }
+        None => run(&args),
+    }
+}
+
+fn ended(outcome: Result<bool, String>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("loadtest: not every post got its 200");
+            ExitCode::FAILURE
+        }
+        Err(why) => {
+            eprintln!("loadtest: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> ExitCode {
+    let old = match ratios::read(&args.compare) {
+        Ok(old) => old,
+        Err(why) => {
+            eprintln!("loadtest: {why}");
+            return ExitCode::from(USAGE);
+        }
+    };
     let outcome = count_interrupts().and_then(|interrupts| {
-        let outcome = run::run(&args, &interrupts);
+        let outcome = run::run(args, &interrupts);
         if interrupts.load(Relaxed) > 0 && outcome.is_err() {
             return Ok(None);
         }
         outcome.map(Some)
     });
     match outcome {
-        Ok(Some(figures)) => print(&figures),
+        Ok(Some(figures)) => print(args, &figures, &old),
         Ok(None) => ExitCode::from(INTERRUPTED),
         Err(why) => {
             eprintln!("loadtest: {why}");
@@ -80,14 +127,22 @@ fn count_interrupts() -> Result<Arc<AtomicUsize>, String> {
     Ok(interrupts)
 }
 
-fn print(figures: &Figures) -> ExitCode {
-    let lines = figures.lines();
+fn print(args: &Args, figures: &Figures, old: &[Figures]) -> ExitCode {
+    let lines = report::lines(figures);
     let mut out = io::stdout().lock();
     for line in &lines {
         let mark = if line.red { "RED" } else { "ok " };
         let _ = writeln!(out, "{mark} {:<11} {}", line.name, line.text);
     }
-    match (lines.iter().any(|line| line.red), figures.interrupted) {
+    for line in ratios::lines(figures, old) {
+        let _ = writeln!(out, "    {line}");
+    }
+    let written = page::write(args.out.as_deref(), figures, &lines, old);
+    match &written {
+        Ok(path) => drop(writeln!(out, "    report      {}", path.display())),
+        Err(why) => eprintln!("loadtest: the report: {why}"),
+    }
+    match (lines.iter().any(|line| line.red) || written.is_err(), figures.interrupted) {
         (true, _) => ExitCode::FAILURE,
         (false, true) => ExitCode::from(INTERRUPTED),
         (false, false) => ExitCode::SUCCESS,

@@ -9,6 +9,11 @@ pub fn number(business: u32) -> String {
     format!("10{business:013}")
 }
 
+/// The business of a phone_number_id; of a strange one 0.
+pub fn business(number: &str) -> u32 {
+    number.get(2..).and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 /// Its WABA.
 pub fn waba(business: u32) -> String {
     format!("20{business:013}")
@@ -55,6 +60,7 @@ mod tests {
     #[test]
     fn a_word_names_its_place() {
         assert_eq!(place("m12.345"), Some((12, 345)));
+        assert_eq!(business(&number(1234)), 1234);
         for word in ["", "m", "m1", "m1.", "m.1", "1.2", "m-1.2", "m1.2.3", "m99999999999.1", "mx.y"] {
             assert_eq!(place(word), None, "{word}");
         }

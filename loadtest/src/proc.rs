@@ -31,6 +31,46 @@ pub fn look(pid: u32) -> Option<Look> {
     })
 }
 
+/// A process and all its descendants together; zeros if there is none. Time of those that ended is theirs who waited.
+pub fn tree(pid: u32) -> Look {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid: u32| Some((pid, parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
+        .collect();
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(pid) = all.get(at).copied() {
+        all.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| *child));
+        at += 1;
+    }
+    all.into_iter().filter_map(look).fold(Look::default(), |sum, one| Look {
+        cpu: sum.cpu + one.cpu,
+        rss_bytes: sum.rss_bytes + one.rss_bytes,
+        rss_peak_bytes: sum.rss_peak_bytes + one.rss_peak_bytes,
+        fds: sum.fds + one.fds,
+    })
+}
+
+fn parent(stat: &str) -> Option<u32> {
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// CPU time of all processes of the machine, and what a hypervisor took away.
+pub fn machine_cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    Duration::from_secs_f64(busy_ticks(&stat).unwrap_or(0) as f64 / sys::ticks_per_second() as f64)
+}
+
+/// user, nice, system, irq, softirq, steal: all but idle and iowait. Guests are part of user.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = fields.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    Some([0, 1, 2, 5, 6, 7].iter().filter_map(|at| fields.get(*at)).sum())
+}
+
 /// utime + stime. The second field is the program's name in brackets and may hold anything.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let after_name = &stat[stat.rfind(')')? + 1..];
@@ -54,9 +94,17 @@ mod tests {
     }
 
     #[test]
+    fn idle_and_waiting_cores_are_not_busy() {
+        assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 32 64 64\ncpu0 9"), Some(63));
+        assert_eq!(busy_ticks(""), None);
+    }
+
+    #[test]
     fn this_process_has_memory_and_descriptors() {
         let look = look(std::process::id()).expect("it runs");
         assert!(look.rss_bytes > 0 && look.rss_peak_bytes >= look.rss_bytes && look.fds > 2);
         assert_eq!(super::look(u32::MAX), None);
+        assert_eq!(parent("7 (a) b (c) S 12 7"), Some(12));
+        assert!(tree(std::process::id()).rss_bytes > 0);
     }
 }

@@ -7,18 +7,24 @@ use std::time::Duration;
 use may::coroutine::JoinHandle;
 use whatsapp_webhook::clock;
 use whatsapp_webhook::directory::tokens::Keys;
-use whatsapp_webhook::sandbox::Sandbox;
 use whatsapp_webhook::secret::Secret;
 
 use crate::args::Args;
 use crate::drive::{Load, Plan};
+use crate::figures::{self, Asked, Directory, Figures};
 use crate::ledger::{Ledger, OPEN_MAX};
+use crate::machine::Machine;
+use crate::meta::{self, Behaviour, Meta};
+use crate::mongodb::{self, Mongodb};
 use crate::proc::{self, Look};
-use crate::report::{Bounds, Figures};
+use crate::sample::{HEAT_US, Sampler, Where};
+use crate::scrape::Metrics;
 use crate::server::{self, Data, Server, Setup};
-use crate::{meta, names, sys};
+use crate::timing::Quantiles;
+use crate::{names, sys};
 
-const APP_SECRET: &str = "loadtest-app-secret";
+/// The server's app secret.
+pub const APP_SECRET: &str = "loadtest-app-secret";
 const ENCRYPTION_SECRET: &str = "loadtest-encryption-secret";
 /// How often the server is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -32,16 +38,22 @@ const LINGER: Duration = Duration::from_secs(2);
 const HASTE: Duration = Duration::from_secs(2);
 /// How long the users' descriptors may take to go.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
+/// How long the statuses of the last replies may take to their 200.
+const RECEIPTS_MAX: Duration = Duration::from_secs(20);
+/// With faults: the server's SEND_SETTLE.
+const SETTLE: &str = "3s";
 
-/// What has been started, in the order in which it ends: the server, the simulated Graph, the data.
+/// What has been started, in the order in which it ends: the server, the simulated Meta, the data.
 struct Bench<'a> {
     args: &'a Args,
     interrupts: &'a AtomicUsize,
     server: Server,
-    sandbox: Sandbox,
+    meta: Meta,
     load: Arc<Load>,
     trouble: Vec<String>,
     fds_peak: u64,
+    machine: Machine,
+    mongodb: Option<Mongodb>,
     _data: Data,
 }
 
@@ -59,38 +71,62 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
             parent.display()
         );
     }
-    let sandbox = meta::start(args.businesses as u32, APP_SECRET, args.receipts)?;
-    let setup = Setup { path: &path, data: data.path(), settings: settings(args, &sandbox) };
+    let epoch_us = sys::monotonic_us();
+    sys::set_epoch(epoch_us);
+    let mut meta = Meta::start(&Behaviour {
+        epoch_us,
+        app_secret: APP_SECRET.to_owned(),
+        businesses: args.businesses as u32,
+        receipts: args.has_receipts(),
+        agent_delay_ms: args.agent_delay,
+        faults: args.faults,
+    })?;
+    let mongodb = args.mongodb.as_deref().map(|uri| Mongodb::start(uri, data.path())).transpose()?;
+    let mut settings = settings(args, &meta);
+    let of_mongodb = mongodb.iter().flat_map(Mongodb::settings);
+    settings.extend(of_mongodb.map(|(name, value)| (name.to_owned(), value)));
+    let setup = Setup { path: &path, data: data.path(), settings };
     let keys = Keys::new(Some(&Secret::new(ENCRYPTION_SECRET)), None);
     let encrypted = |token: &str| {
         keys.encrypt(&Secret::new(token)).map_or_else(String::new, |stored| stored.reveal().to_owned())
     };
     setup.run(&["business", "import"], &names::import_lines(args.businesses as u32, encrypted))?;
     let server = setup.serve(|| interrupts.load(Relaxed) > 0)?;
-    if args.receipts {
-        sandbox.set_webhook_url(&format!("http://{}/webhook", server.address()));
+    if args.has_receipts() {
+        meta.post_to(&format!("http://{}/webhook", server.address()));
     }
     let plan = plan(args, &server);
     let ledger = Ledger::new(plan.conversations, args.businesses as u32);
-    let load = Arc::new(Load::new(plan, ledger));
-    meta::follow(&sandbox, &load);
+    let load = Arc::new(Load::new(plan, ledger, args.businesses as u32));
+    meta.follow(&load);
+    let machine = Machine::look(&path, data.path());
+    let trouble = Vec::new();
     let bench =
-        Bench { args, interrupts, server, sandbox, load, trouble: Vec::new(), fds_peak: 0, _data: data };
+        Bench { args, interrupts, server, meta, load, trouble, fds_peak: 0, machine, mongodb, _data: data };
     bench.measure()
 }
 
-fn settings(args: &Args, sandbox: &Sandbox) -> Vec<(String, String)> {
-    let own = [
+fn settings(args: &Args, meta: &Meta) -> Vec<(String, String)> {
+    let mut own = vec![
         ("WHATSAPP_APP_SECRET", APP_SECRET.to_owned()),
         ("WHATSAPP_VERIFY_TOKEN", "loadtest-verify-token".to_owned()),
         ("ENCRYPTION_SECRET", ENCRYPTION_SECRET.to_owned()),
-        ("GRAPH_API_URL", sandbox.url()),
+        ("GRAPH_API_URL", meta.graph_url().to_owned()),
         ("LISTEN", "127.0.0.1:0".to_owned()),
         ("GRAPH_RATE", "100000".to_owned()),
         ("RUST_LOG", "warn".to_owned()),
         ("MAX_CONNECTIONS", (args.users + 300).to_string()),
         ("BUSINESS_CACHE_SIZE", args.businesses.max(1000).to_string()),
+        ("RATE_LIMIT_METRICS", "0".to_owned()),
     ];
+    if args.agent_delay.is_some() {
+        own.push(("AGENT", "http".to_owned()));
+        own.push(("AGENT_URL", meta.agent_url().to_owned()));
+    }
+    if args.faults > 0 {
+        // a send that never reached Graph is known as such only when no status came for so long
+        own.push(("SEND_SETTLE", SETTLE.to_owned()));
+    }
     let given = args.settings.iter().filter_map(|setting| setting.split_once('='));
     let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
     own.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(given).collect()
@@ -106,7 +142,7 @@ fn plan(args: &Args, server: &Server) -> Plan {
         duplicates: args.duplicates,
         statuses: args.statuses,
         every: args.rate.map(|rate| Duration::from_secs(args.batch).div_f64(rate as f64)),
-        run: clock::now() as u32,
+        seed: args.seed.unwrap_or(clock::now() as u32),
     }
 }
 
@@ -114,39 +150,90 @@ impl Bench<'_> {
     fn measure(mut self) -> Result<Figures, String> {
         let users = self.load.start().map_err(|e| format!("the users: {e}"))?;
         self.connect();
-        let (before, own_before) = (self.look(), sys::own_cpu());
+        let at = Where {
+            load: Arc::clone(&self.load),
+            server: self.server.pid(),
+            meta: self.meta.pid(),
+            duration: Duration::from_secs(self.args.duration),
+        };
+        let metrics = self.metrics();
+        let (before, own_before, meta_before) = (self.look(), sys::own_cpu(), self.meta_cpu());
+        let machine_before = proc::machine_cpu();
+        let mut figures = Figures { began: clock::now(), ..Figures::default() };
         let begun = clock::monotonic();
         self.load.go();
+        let sampler = Sampler::start(at).map_err(|e| format!("a thread: {e}"))?;
         eprintln!("loadtest: {}", self.what());
         self.loaded(begun);
         self.load.stop.store(true, Relaxed);
-        let elapsed = clock::monotonic() - begun;
-        let mut figures = Figures {
-            acked: self.load.counts.acked.load(Relaxed),
-            cpu_loaded: self.look().cpu.saturating_sub(before.cpu),
-            own_cpu: sys::own_cpu().saturating_sub(own_before),
-            elapsed,
-            ..Figures::default()
-        };
+        figures.elapsed = (clock::monotonic() - begun).as_micros() as u64;
+        figures.due = self.load.due(sys::now_us()).unwrap_or(0);
+        figures.acked = self.load.counts.acked.load(Relaxed);
+        figures.duplicates_loaded = self.load.counts.duplicates.load(Relaxed);
+        figures.server.cpu_loaded = us(self.look().cpu.saturating_sub(before.cpu));
+        figures.own_cpu = us(sys::own_cpu().saturating_sub(own_before));
+        figures.meta_cpu = us(self.meta_cpu().saturating_sub(meta_before));
+        let all = us(proc::machine_cpu().saturating_sub(machine_before));
+        let ours = figures.server.cpu_loaded + figures.own_cpu + figures.meta_cpu;
+        figures.others_cpu = all.saturating_sub(ours);
         self.join(users);
         let ended = clock::monotonic();
         if !self.args.statuses {
             self.drain(ended);
         }
-        figures.drained = clock::monotonic() - ended;
+        figures.drained = us(clock::monotonic() - ended);
         if !self.is_interrupted() && !self.args.statuses {
             clock::sleep(LINGER);
         }
+        if self.args.has_receipts() && !self.is_interrupted() {
+            // counts come a fraction of a second late; what is missing after this is red
+            meta::wait(RECEIPTS_MAX, || self.meta.stats().webhooks_pending == 0);
+        }
+        figures.ticks = sampler.finish();
         let after = self.left();
-        figures.cpu = after.cpu.saturating_sub(before.cpu);
-        figures.rss_peak = after.rss_peak_bytes;
-        figures.fds = (self.fds_peak, after.fds);
+        figures.server.cpu = us(after.cpu.saturating_sub(before.cpu));
+        figures.server.rss_peak = after.rss_peak_bytes;
+        (figures.server.fds_peak, figures.server.fds_after) = (self.fds_peak, after.fds);
+        self.told(&metrics, &mut figures);
         if self.is_interrupted() {
             self.server.kill();
         } else if let Err(why) = self.server.stop() {
             figures.bad_end = Some(format!("the server: {why}{}", self.server.said()));
         }
+        let (stats, wrong) = self.meta.finish();
+        figures.meta = stats;
+        self.trouble.extend(wrong.filter(|_| !self.is_interrupted()));
         Ok(self.fill(figures))
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics::fetch(self.server.address()).unwrap_or_default()
+    }
+
+    fn meta_cpu(&self) -> Duration {
+        proc::look(self.meta.pid()).unwrap_or_default().cpu
+    }
+
+    /// What the server tells of itself since `before`.
+    fn told(&self, before: &Metrics, figures: &mut Figures) {
+        let now = self.metrics();
+        let since = |name: &str| (now.value(name) - before.value(name)).max(0.0) as u64;
+        let server = &mut figures.server;
+        server.commits = since("inbox_commits_total");
+        server.items = (now.sum("inbox_items_total") - before.sum("inbox_items_total")).max(0.0) as u64;
+        let commit_p99 = now.quantile_since(before, "inbox_commit_seconds", 0.99);
+        server.commit_p99 = commit_p99.filter(|s| s.is_finite()).map(|s| (s * 1e6) as u64);
+        server.turns = since("turns_total");
+        server.replies = since("replies_total");
+        server.statuses = since("inbox_items_total{kind=\"status\"}");
+        figures.directory = now.has("directory_hits_total").then(|| Directory {
+            store: self.mongodb.as_ref().map_or("embedded", Mongodb::store).to_owned(),
+            hits: since("directory_hits_total"),
+            misses: since("directory_misses_total"),
+            joined: since("directory_joined_total"),
+            evicted: since("directory_evicted_total"),
+            failures: since("directory_store_failures_total"),
+        });
     }
 
     fn is_interrupted(&self) -> bool {
@@ -184,12 +271,30 @@ impl Bench<'_> {
             if clock::monotonic() >= tell_at {
                 tell_at += TELL_EVERY;
                 self.look();
-                let acked = self.load.counts.acked.load(Relaxed);
-                let waiting = self.load.ledger.waiting();
-                eprintln!("loadtest: {acked} 200s, {waiting} messages wait for their answers");
+                self.tell(begun);
             }
         }
         self.look();
+    }
+
+    fn tell(&self, begun: Duration) {
+        let acked = self.load.counts.acked.load(Relaxed);
+        let seconds = (clock::monotonic() - begun).as_secs_f64();
+        let ack = Quantiles::of(&self.load.acks.all());
+        let mut told = format!(
+            "{seconds:.0} of {} s: {acked} 200s, {:.0}/s, p99 {} ms so far",
+            self.args.duration,
+            acked as f64 / seconds,
+            crate::timing::ms(ack.p99)
+        );
+        if !self.args.statuses {
+            told.push_str(&format!("; {} messages wait for their answers", self.load.ledger.waiting()));
+        }
+        let without = self.load.counts.refused.load(Relaxed) + self.load.counts.broken.load(Relaxed);
+        if without > 0 {
+            told.push_str(&format!("; {without} posts without a 200"));
+        }
+        eprintln!("loadtest: {told}");
     }
 
     fn is_down(&mut self) -> bool {
@@ -277,43 +382,77 @@ impl Bench<'_> {
         if *duplicates > 0 {
             what.push_str(&format!(", {duplicates} % posted twice"));
         }
-        if self.args.receipts {
+        if let Some(mongodb) = &self.mongodb {
+            what.push_str(&format!(", the businesses in {}", mongodb.store()));
+        }
+        if let Some(ms) = self.args.agent_delay {
+            what.push_str(&format!(", an agent that takes {ms} ms"));
+        }
+        if self.args.has_receipts() {
             what.push_str(", with sent, delivered and read for each reply");
+        }
+        if self.args.faults > 0 {
+            what.push_str(&format!(", {} % of the sends go wrong at Graph", self.args.faults));
         }
         what
     }
 
     fn fill(self, figures: Figures) -> Figures {
-        let counts = &self.load.counts;
-        let violations = self.sandbox.violations();
-        let first = violations.first().map(|v| format!("code {}: {}", v.code, v.what));
+        let (args, counts) = (self.args, &self.load.counts);
         let acked_in_all = counts.acked.load(Relaxed);
         let first_posts = acked_in_all - counts.duplicates.load(Relaxed);
         Figures {
+            version: figures::VERSION,
             what: self.what(),
-            statuses: self.args.statuses,
+            command: command(self.load.plan.seed, args.seed.is_some()),
+            seed: self.load.plan.seed,
+            machine: self.machine.clone(),
+            asked: Asked {
+                users: args.users,
+                duration: args.duration,
+                rate: args.rate,
+                batch: args.batch,
+                businesses: args.businesses,
+                statuses: args.statuses,
+                receipts: args.has_receipts(),
+                faults: args.faults,
+                agent_delay: args.agent_delay,
+                min_rate: args.min_rate,
+                max_p99: args.max_p99,
+                max_answer_p99: args.max_answer_p99,
+                max_rss: args.max_rss,
+            },
             interrupted: self.is_interrupted(),
             acked_in_all,
             duplicates: counts.duplicates.load(Relaxed),
-            refused: (counts.refused.load(Relaxed), counts.busy.load(Relaxed)),
+            refused: counts.refused.load(Relaxed),
+            busy: counts.busy.load(Relaxed),
             broken: counts.broken.load(Relaxed),
             given_up: counts.given_up.load(Relaxed),
+            reasons: counts.reasons.lock().clone(),
             body_bytes: counts.bytes.load(Relaxed) / first_posts.max(1),
-            ack: self.load.acks.quantiles(),
-            answer: self.load.answers.quantiles(),
-            graph_sends: self.sandbox.sent_count(),
-            graph_connections: self.sandbox.connections(),
-            graph_refused: (self.sandbox.violation_count(), first),
-            graph_doubled: self.sandbox.doubled(),
+            ack: Quantiles::of(&self.load.acks.all()),
+            service: Quantiles::of(&self.load.service.all()),
+            answer: Quantiles::of(&self.load.answers.all()),
+            lag: Quantiles::of(&self.load.lag.all()),
             tally: self.load.ledger.tally(),
-            bounds: Bounds {
-                rate: self.args.min_rate,
-                p99: self.args.max_p99,
-                answer_p99: self.args.max_answer_p99,
-                rss: self.args.max_rss,
-            },
+            heat_us: HEAT_US.to_vec(),
+            shares: self.load.fairness.shares(),
             trouble: self.trouble.clone(),
             ..figures
         }
     }
+}
+
+fn us(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
+/// What was typed, with the seed.
+fn command(seed: u32, has_seed: bool) -> String {
+    let mut words: Vec<String> = std::env::args().skip(1).map(|w| mongodb::masked(&w)).collect();
+    if !has_seed {
+        words.extend(["--seed".to_owned(), seed.to_string()]);
+    }
+    format!("cargo run --release -p loadtest -- {}", words.join(" "))
 }

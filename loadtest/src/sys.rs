@@ -10,13 +10,45 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+/// Where [`now_us`] begins, in microseconds of the system's monotonic clock.
+static EPOCH_US: AtomicU64 = AtomicU64::new(0);
+
+/// Microseconds of the clock that all processes of this machine share.
+pub fn monotonic_us() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call only writes into `time`, which outlives it.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+    }
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+/// From when on [`now_us`] counts; once, at the start, the same in every process of a run.
+pub fn set_epoch(us: u64) {
+    EPOCH_US.store(us, Relaxed);
+}
+
+/// Microseconds since the epoch of the run.
+pub fn now_us() -> u64 {
+    monotonic_us().saturating_sub(EPOCH_US.load(Relaxed))
+}
 
 /// Asks a child that was not waited for yet to stop.
 pub fn terminate(child: &Child) {
     // SAFETY: a plain system call; the child was not reaped, so its id is still its own.
     unsafe {
         libc::kill(child.id() as libc::pid_t, libc::SIGTERM);
+    }
+}
+
+/// Kills a child that was not waited for yet, and all of its group, which it must be the leader of.
+pub fn kill_group(child: &Child) {
+    // SAFETY: a plain system call; the child was not reaped, so its id is still its own and its group's.
+    unsafe {
+        libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL);
     }
 }
 

@@ -4,6 +4,8 @@ pub mod business;
 pub mod check;
 pub mod dev;
 pub mod inbox;
+pub mod indexes;
+pub mod key;
 pub mod sandbox;
 pub mod serve;
 
@@ -13,8 +15,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::read;
 use crate::config::vars::{Problem, Vars};
+use crate::config::{Directory, read};
 
 /// Exit code for wrong usage or configuration (EX_USAGE of sysexits.h).
 pub const USAGE: u8 = 64;
@@ -54,6 +56,11 @@ enum Command {
     /// Add, list, show, remove, import or export businesses
     #[command(subcommand)]
     Business(business::Command),
+    /// Re-encrypt the stored tokens with a new ENCRYPTION_SECRET
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Make the indexes that the directory needs in MongoDB
+    Indexes,
     /// Look into the inbox; put dead or parked messages back
     #[command(subcommand)]
     Inbox(inbox::Command),
@@ -75,6 +82,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
         Command::Check => check::run(),
         Command::Business(command) => business(command),
+        Command::Key(command) => with_directory(|config, out| key::run(&command, config, out)),
+        Command::Indexes => with_directory(|config, out| indexes::run(config, out).map_err(Failed::Other)),
         Command::Inbox(command) => inbox::run(&command),
     };
     match outcome {
@@ -93,14 +102,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn business(command: business::Command) -> Result<(), Failed> {
+    let mut input = business::input(&command);
+    with_directory(|config, out| business::run(command, config, out, &mut *input).map_err(Failed::Other))
+}
+
+/// Runs a command on the directory, in whichever store is configured.
+fn with_directory(
+    command: impl FnOnce(&Directory, &mut dyn Write) -> Result<(), Failed>,
+) -> Result<(), Failed> {
     log_to_stderr("warn");
     crate::ops::process::configure_coroutines(1);
     let directory = read::directory_only(Vars::from_process()).map_err(Failed::Config)?;
-    let mut input = business::input(&command);
     let mut out = std::io::stdout().lock();
-    let outcome = business::run(command, &directory, &mut out, &mut *input);
+    let outcome = command(&directory, &mut out);
     out.flush().map_err(|e| format!("standard output: {e}"))?;
-    outcome.map_err(Failed::Other)
+    outcome
 }
 
 /// Other crates' lines that show bytes of calls (and so tokens) or come per connection: off unless asked for by name.

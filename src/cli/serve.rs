@@ -38,6 +38,9 @@ pub fn run() -> Result<(), Failed> {
 }
 
 fn warn(config: &Config) {
+    for option in config.directory.mongodb.iter().flat_map(|mongodb| &mongodb.dropped) {
+        log::warn!("MONGODB_URI: its option {option} is left out: this driver has no such setting");
+    }
     if config.webhook.apps.is_empty() {
         log::warn!(
             "ANYONE CAN POST: WHATSAPP_ALLOW_UNSIGNED is true and no WHATSAPP_APP_SECRET is set, so webhooks are \

@@ -1,6 +1,7 @@
 //! The environment as plain structs, one per module. Read once, from a lookup function; every mistake is named at
 //! once and no value is ever printed.
 
+pub mod mongodb;
 pub mod read;
 pub mod vars;
 
@@ -115,6 +116,8 @@ pub struct Directory {
     pub fallback: Option<Fallback>,
     /// MONGODB_MAX_POOL_SIZE and MONGODB_MIN_POOL_SIZE, as /metrics shows them.
     pub pool: (usize, usize),
+    /// Where the businesses are, if MONGODB_URI is set; else they are in the embedded store.
+    pub mongodb: Option<mongodb::Mongodb>,
 }
 
 /// Credentials for one number that the directory doesn't know.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::mongodb::mongodb;
 use super::vars::{Problem, Vars};
 use super::{Agent, AgentKind, App, Config, Directory, Fallback, Graph, Http, Inbox, Rates, Turn, Webhook};
 use crate::secret::Secret;
@@ -154,11 +155,6 @@ fn inbox(vars: &mut Vars) -> Inbox {
 }
 
 fn directory(vars: &mut Vars) -> Directory {
-    if vars.text("MONGODB_URI").is_some() {
-        let what = "is set, but this version keeps its businesses in the embedded store only; unset it and add them \
-                    with `whatsapp-webhook business import`";
-        vars.problem("MONGODB_URI", what);
-    }
     let max = vars.number("MONGODB_MAX_POOL_SIZE", 100, 1, 10_000) as usize;
     let min = vars.number("MONGODB_MIN_POOL_SIZE", 10.min(max as u64), 0, 10_000) as usize;
     if min > max {
@@ -173,6 +169,7 @@ fn directory(vars: &mut Vars) -> Directory {
         warmup: vars.flag("WARMUP_CACHE", true),
         fallback: fallback(vars),
         pool: (max, min),
+        mongodb: mongodb(vars, (max, min)),
     }
 }
 
@@ -324,7 +321,7 @@ mod tests {
             ("REPLY_MAX_AGE", "hunter2"),
             ("TRUSTED_PROXIES", "hunter2"),
             ("WHATSAPP_TOKEN", "hunter2"),
-            ("MONGODB_URI", "mongodb://hunter2"),
+            ("MONGODB_URI", "mysql://hunter2"),
             ("ADMIN_TOKEN", "hunter2\nx"),
         ]))
         .expect_err("wrong");

@@ -53,7 +53,9 @@ impl Vars {
         }
         let lookup = move |name: &str| {
             let own = std::env::var(name).ok();
-            own.or_else(|| credentials.get(name).cloned()).or_else(|| dotenv.get(name).cloned())
+            // an empty variable takes a value of .env back, but must not hide a secret that was handed over
+            let text = own.clone().filter(|text| !text.trim().is_empty());
+            text.or_else(|| credentials.get(name).cloned()).or(own).or_else(|| dotenv.get(name).cloned())
         };
         Self { lookup: Box::new(lookup), problems }
     }

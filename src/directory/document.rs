@@ -158,6 +158,7 @@ pub fn from_line(line: &str) -> Result<Record, String> {
         enabled: read.whatsapp_enabled,
         active: read.is_active,
         meta_app: read.meta_app.filter(|app| !app.is_empty()),
+        fault: None,
     })
 }
 
@@ -209,7 +210,7 @@ mod tests {
                 refresh_token: optional[1].clone().map(Secret::new),
                 token_expires_at: optional[2].clone(),
                 meta_app: optional[3].clone(),
-                enabled: flags.0, active: flags.1,
+                enabled: flags.0, active: flags.1, fault: None,
             };
             let line = to_line(&record);
             prop_assert!(!line.contains('\n'));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
-use super::store::{Claim, Record, Store, StoreError};
+use super::store::{Claim, IndexState, Page, Record, Store, StoreError, Swap, TokenField};
 use crate::net::blocking::{NotRun, Pool};
 use crate::secret::Secret;
 use crate::store::{self, OpenError};
@@ -134,12 +134,14 @@ impl Store for Embedded {
         })
     }
 
-    fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError> {
-        let after = after.unwrap_or_default().to_owned();
-        self.read(move |connection| {
+    fn page(&self, from: Option<&str>, limit: usize) -> Result<Page, StoreError> {
+        let after = from.unwrap_or_default().to_owned();
+        let records = self.read(move |connection| {
             let sql = format!("SELECT {COLUMNS} FROM businesses b WHERE b.id > ?1 ORDER BY b.id LIMIT ?2");
             records(connection, &sql, params![after, limit as i64])
-        })
+        })?;
+        let next = records.last().filter(|_| records.len() == limit).map(|record| record.id.clone());
+        Ok(Page { records, next })
     }
 
     fn upsert(&self, records: Vec<Record>) -> Result<(), StoreError> {
@@ -159,6 +161,34 @@ impl Store for Embedded {
                 transaction.execute("DELETE FROM businesses WHERE sub_domain = ?1", [sub_domain])?;
             Ok(Ok(removed > 0))
         })
+    }
+
+    fn swap_tokens(&self, swaps: Vec<Swap>) -> Result<usize, StoreError> {
+        self.write(move |transaction| {
+            let mut swapped = 0;
+            for swap in &swaps {
+                let column = match swap.field {
+                    TokenField::Access => "access_token",
+                    TokenField::Refresh => "refresh_token",
+                };
+                let sql = format!("UPDATE businesses SET {column} = ?3 WHERE id = ?1 AND {column} = ?2");
+                swapped += transaction.prepare_cached(&sql)?.execute(params![
+                    swap.id,
+                    swap.from.reveal(),
+                    swap.to.reveal()
+                ])?;
+            }
+            Ok(Ok(swapped))
+        })
+    }
+
+    /// The store's own schema has what lookups need.
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
     }
 }
 
@@ -193,6 +223,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
         enabled: row.get(7)?,
         active: row.get(8)?,
         meta_app: row.get(9)?,
+        fault: None,
     })
 }
 

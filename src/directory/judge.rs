@@ -25,6 +25,10 @@ pub(super) static MEMO_EVICTED: Counter =
     Counter::new("directory_memo_evicted_total", "Decrypted tokens forgotten because there were too many.");
 pub(super) static TOKENS_INVALID: Counter =
     Counter::new("directory_token_invalid_total", "Lookups that ended at a token that can't be used.");
+pub(super) static DOCUMENTS_INVALID: Counter = Counter::new(
+    "directory_business_invalid_total",
+    "Lookups that ended at a business whose document has a field that can't be right.",
+);
 pub(super) static TOLD_AGAIN: Counter = Counter::new(
     "directory_told_cleared_total",
     "Times that so many businesses were in trouble that the log starts to repeat them.",
@@ -89,6 +93,7 @@ impl Judge {
     /// Who of the records is answered for.
     pub fn judge(&self, by: By, key: &str, mut records: Vec<Record>) -> Answer {
         let is_known = !records.is_empty();
+        let fault = records.iter().find_map(|record| record.fault.clone());
         records.retain(|record| match by {
             By::Number => record.is_live(),
             By::SubDomain => record.active,
@@ -98,6 +103,7 @@ impl Judge {
             By::SubDomain => format!("subdomain {key:?}"),
         };
         match records.len() {
+            0 if fault.is_some() => self.refuse_faulty(fault.unwrap_or_default()),
             0 if is_known => {
                 Answer::Refused(refused("business_disabled", format!("the business of {shown} is disabled")))
             }
@@ -124,8 +130,19 @@ impl Judge {
         is_it.then(|| fallback.clone())
     }
 
+    fn refuse_faulty(&self, fault: String) -> Answer {
+        DOCUMENTS_INVALID.inc();
+        let detail = fault.escape_debug().to_string();
+        self.tell(log::Level::Error, &[b"fault", detail.as_bytes()], &format!("business store: {detail}"));
+        let verdict = Verdict::Park { scope: Scope::Business, after: None };
+        Answer::Refused(failure(verdict, "business_invalid", detail))
+    }
+
     /// The record with its token, if that can be used.
     pub fn open_record(&self, record: Record) -> Answer {
+        if let Some(fault) = record.fault {
+            return self.refuse_faulty(fault);
+        }
         let stored = record.access_token.as_ref().map_or("", Secret::reveal);
         let parts: &[&[u8]] = &[record.id.as_bytes(), stored.as_bytes()];
         let token = match self.read_token(stored) {
@@ -217,6 +234,7 @@ mod tests {
             warmup: false,
             fallback: None,
             pool: (0, 0),
+            mongodb: None,
         })
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::cache::{Cache, Epoch, Found};
@@ -115,6 +115,10 @@ impl Index {
     }
 }
 
+const NEVER_ASKED: u8 = 0;
+const CONNECTED_NOW: u8 = 1;
+const AWAY: u8 = 2;
+
 /// See the file's head.
 pub struct Lookup {
     numbers: Index,
@@ -124,7 +128,8 @@ pub struct Lookup {
     ttl: Duration,
     hits: AtomicU64,
     misses: AtomicU64,
-    is_connected: AtomicBool,
+    /// One of the three below.
+    connection: AtomicU8,
     /// Milliseconds of the monotonic clock; 0: none.
     store_failed_at: AtomicU64,
     store: Arc<dyn Store>,
@@ -133,7 +138,9 @@ pub struct Lookup {
 impl Lookup {
     /// Over an open store. Nothing is read yet.
     pub fn new(config: &config::Directory, store: Arc<dyn Store>) -> Self {
-        CONNECTED.set(1);
+        // a file was opened just now; a server has not been asked yet
+        let connection = if config.mongodb.is_some() { NEVER_ASKED } else { CONNECTED_NOW };
+        CONNECTED.set(i64::from(connection == CONNECTED_NOW));
         Self {
             numbers: Index::new(By::Number, config),
             sub_domains: Index::new(By::SubDomain, config),
@@ -142,7 +149,7 @@ impl Lookup {
             ttl: config.cache_ttl,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-            is_connected: AtomicBool::new(true),
+            connection: AtomicU8::new(connection),
             store_failed_at: AtomicU64::new(0),
             store,
         }
@@ -266,11 +273,11 @@ impl Lookup {
         CONNECTED.set(i64::from(is_connected));
         if let Some(error) = error {
             STORE_FAILED.inc();
-            if self.is_connected.swap(false, Relaxed) {
+            if self.connection.swap(AWAY, Relaxed) != AWAY {
                 log::error!("{error}; what is known is served for up to {} s", STALE_MAX.as_secs());
             }
-        } else if !self.is_connected.swap(true, Relaxed) {
-            log::info!("business store: it answers again");
+        } else if self.connection.swap(CONNECTED_NOW, Relaxed) != CONNECTED_NOW {
+            log::info!("business store: it answers");
         }
     }
 
@@ -351,7 +358,12 @@ impl Directory for Lookup {
     }
 
     fn is_connected(&self) -> bool {
-        self.is_connected.load(Relaxed)
+        self.connection.load(Relaxed) == CONNECTED_NOW
+    }
+
+    fn check(&self) {
+        let now = clock::monotonic();
+        self.note_store(self.store.check().err().as_ref(), now);
     }
 }
 

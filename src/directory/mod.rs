@@ -14,6 +14,7 @@ pub mod embedded;
 pub mod flight;
 pub mod judge;
 pub mod lookup;
+pub mod mongo;
 pub mod store;
 pub mod tokens;
 
@@ -38,6 +39,7 @@ pub static METRICS: &[&dyn Metric] = &[
     &lookup::CONNECTED,
     &judge::MEMO_EVICTED,
     &judge::TOKENS_INVALID,
+    &judge::DOCUMENTS_INVALID,
     &judge::TOLD_AGAIN,
 ];
 
@@ -48,7 +50,10 @@ pub fn open(config: &config::Directory) -> Result<Arc<dyn Directory>, OpenError>
 
 /// The store that is configured, for the commands that change it.
 pub fn store(config: &config::Directory) -> Result<Arc<dyn store::Store>, OpenError> {
-    Ok(Arc::new(embedded::Embedded::open(config)?))
+    Ok(match &config.mongodb {
+        Some(mongodb) => Arc::new(mongo::Mongo::new(mongodb)),
+        None => Arc::new(embedded::Embedded::open(config)?),
+    })
 }
 
 /// Counters for /metrics.
@@ -71,7 +76,7 @@ pub trait Directory: Send + Sync + 'static {
     /// The enabled and active business that owns the number; else the fallback credentials for it.
     ///
     /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous`
-    /// (Dead), `token_invalid` (Park Business until mended), `directory_unavailable` (Retry).
+    /// (Dead), `token_invalid` and `business_invalid` (Park Business until mended), `directory_unavailable` (Retry).
     fn by_number(&self, phone_number_id: &str) -> Result<Arc<Business>, Failure>;
     /// The active business of that subdomain.
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure>;
@@ -83,4 +88,6 @@ pub trait Directory: Send + Sync + 'static {
     fn stats(&self) -> CacheStats;
     /// Whether the store answered last time; no I/O.
     fn is_connected(&self) -> bool;
+    /// Asks the store whether it answers, for [`Directory::is_connected`].
+    fn check(&self);
 }

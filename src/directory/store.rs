@@ -1,5 +1,5 @@
-//! The seam between the directory and where its businesses are kept: the embedded store now, MongoDB's
-//! `businesses` collection as the second implementation.
+//! The seam between the directory and where its businesses are kept: the embedded store, or MongoDB's
+//! `businesses` collection.
 //!
 //! A [`Record`] mirrors the document, token as stored. Calls may be made from a coroutine or a thread; they
 //! suspend the caller, never a worker, and come back within a deadline of the implementation.
@@ -31,6 +31,8 @@ pub struct Record {
     pub active: bool,
     /// `metaApp`, if it is bound to one.
     pub meta_app: Option<String>,
+    /// What is wrong with the document: which `_id`, which fields. Such a business is not answered for.
+    pub fault: Option<String>,
 }
 
 impl Record {
@@ -66,12 +68,14 @@ pub enum StoreError {
     Unknown(String),
     /// Nothing was written: these numbers would be ambiguous.
     Claimed(Vec<Claim>),
+    /// Nothing was written: what the store holds already forbids it.
+    Refused(String),
 }
 
 impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Unavailable(detail) => write!(f, "business store: {detail}"),
+            Self::Unavailable(detail) | Self::Refused(detail) => write!(f, "business store: {detail}"),
             Self::Unknown(detail) => {
                 write!(f, "business store: {detail}; it may have been written, or may still be: run it again")
             }
@@ -85,40 +89,91 @@ impl std::fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// Some of the businesses, in the store's own order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// At most as many as were asked for.
+    pub records: Vec<Record>,
+    /// Where the next page begins; `None` at the end. Means something to the store only.
+    pub next: Option<String>,
+}
+
+/// Which of a business's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenField {
+    /// `whatsappAccessToken`.
+    Access,
+    /// `whatsappRefreshToken`.
+    Refresh,
+}
+
+/// One stored token that takes another one's place, if it is still there.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    /// The business's `_id`.
+    pub id: String,
+    /// Which token.
+    pub field: TokenField,
+    /// As stored now.
+    pub from: Secret,
+    /// As to be stored.
+    pub to: Secret,
+}
+
+/// What became of an index that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexState {
+    /// It was made now.
+    Created,
+    /// It was there.
+    There,
+    /// An index of another name has the same keys: that serves as well.
+    ThereAs(String),
+    /// An index of that name has other keys or options: these. It was left alone.
+    Differs(String),
+}
+
 /// Where businesses are kept.
 pub trait Store: Send + Sync + 'static {
-    /// Every business that lists the number, live or not: who is answered for is decided by the caller.
+    /// The live businesses that list the number; if there are none, the others that do: who is answered for is
+    /// decided by the caller. At most [`CLAIMANTS_MAX`].
     fn by_number(&self, phone_number_id: &str) -> Result<Vec<Record>, StoreError>;
     /// Every business of that subdomain (at most one, unless others write to the store too).
     fn by_subdomain(&self, sub_domain: &str) -> Result<Vec<Record>, StoreError>;
-    /// At most `limit` businesses in the order of their ids, those after `after`: for warm-up, `list` and
-    /// `export`.
-    fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError>;
+    /// At most `limit` businesses from `from` on (`None`: the first ones): for warm-up, `list` and `export`.
+    fn page(&self, from: Option<&str>, limit: usize) -> Result<Page, StoreError>;
     /// Adds each, or replaces the one of the same subdomain (which keeps its id). All or nothing where the
     /// store has transactions. Refused with [`StoreError::Claimed`] where a number would belong to two live
     /// businesses.
     fn upsert(&self, records: Vec<Record>) -> Result<(), StoreError>;
     /// Removes it; false if there is none.
     fn remove(&self, sub_domain: &str) -> Result<bool, StoreError>;
+    /// Stores each token in place of the other, if that is still there; the number that were.
+    fn swap_tokens(&self, swaps: Vec<Swap>) -> Result<usize, StoreError>;
+    /// Makes the indexes that lookups need, by name; what is there already is left as it is.
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError>;
+    /// Asks for next to nothing: whether it answers.
+    fn check(&self) -> Result<(), StoreError>;
 }
 
+/// Businesses that claim one number, of which a lookup tells.
+pub const CLAIMANTS_MAX: usize = 5;
 /// Records that [`all`] asks for at once.
 pub const PAGE: usize = 500;
 
 /// Hands every record of the store to `each`, page by page, until it returns false.
 pub fn all(store: &dyn Store, mut each: impl FnMut(Record) -> bool) -> Result<(), StoreError> {
-    let mut after: Option<String> = None;
+    let mut from: Option<String> = None;
     loop {
-        let page = store.page(after.as_deref(), PAGE)?;
-        let is_last = page.len() < PAGE;
-        after = page.last().map(|record| record.id.clone());
-        for record in page {
+        let page = store.page(from.as_deref(), PAGE)?;
+        for record in page.records {
             if !each(record) {
                 return Ok(());
             }
         }
-        if is_last {
-            return Ok(());
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return Ok(()),
         }
     }
 }

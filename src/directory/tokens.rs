@@ -135,6 +135,43 @@ impl Keys {
     }
 }
 
+/// What a rotation makes of a stored token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rotated {
+    /// Encrypted with the current secret already.
+    Current,
+    /// It was encrypted with the old secret; this takes its place.
+    To(Secret),
+    /// Stored in the clear: nothing to rotate.
+    Plaintext,
+    /// Neither secret opens it.
+    Unreadable,
+}
+
+impl Keys {
+    /// Encrypts what the old secret encrypted with the current one, whatever is inside.
+    pub fn rotate(&self, stored: &Secret) -> Rotated {
+        let text = stored.reveal().trim();
+        if !Self::is_encrypted(text) {
+            return Rotated::Plaintext;
+        }
+        let Some(text) = hex::decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok()) else {
+            return Rotated::Unreadable;
+        };
+        let opened = |fernet: &Option<Fernet>| {
+            let bytes = fernet.as_ref()?.decrypt_at_time(&text, None, END_OF_TIME).ok()?;
+            Some(Zeroizing::new(bytes))
+        };
+        if opened(&self.current).is_some() {
+            return Rotated::Current;
+        }
+        match (opened(&self.old), &self.current) {
+            (Some(inside), Some(current)) => Rotated::To(Secret::new(hex::encode(current.encrypt(&inside)))),
+            _ => Rotated::Unreadable,
+        }
+    }
+}
+
 fn fernet(secret: &Secret) -> Fernet {
     let mut digest = Sha256::digest(secret.reveal().as_bytes());
     let key = Zeroizing::new(URL_SAFE.encode(digest));
@@ -280,6 +317,24 @@ mod tests {
         assert_eq!(rotated.read(STORED).map(|t| t.form), Ok(Form::EncryptedOld));
         assert_eq!(Keys::new(None, None).read(STORED), Err(Unreadable::NoSecret));
         assert!(Keys::new(None, Some(&Secret::new("x"))).encrypt(&Secret::new("t")).is_none());
+    }
+
+    #[test]
+    fn a_rotation_moves_what_the_old_secret_encrypted_and_nothing_else() {
+        let (old, new) = (Secret::new("correct horse battery staple"), Secret::new("new"));
+        let both = Keys::new(Some(&new), Some(&old));
+        let Rotated::To(moved) = both.rotate(&Secret::new(STORED)) else { panic!("not rotated") };
+        assert_eq!(both.rotate(&moved), Rotated::Current);
+        assert_eq!(keys("new").read(moved.reveal()).map(|t| t.form), Ok(Form::Encrypted));
+        assert_eq!(Keys::new(Some(&old), None).read(moved.reveal()), Err(Unreadable::WrongSecret));
+        let others = keys("a third one").encrypt(&Secret::new("EAAG")).expect("key");
+        assert_eq!(both.rotate(&others), Rotated::Unreadable);
+        assert_eq!(both.rotate(&Secret::new("EAAG-plain")), Rotated::Plaintext);
+        let long = Keys::new(Some(&old), None).encrypt(&Secret::new("x".repeat(3000))).expect("key");
+        assert!(
+            matches!(both.rotate(&long), Rotated::To(_)),
+            "refresh tokens may be longer than what is sent"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::lookup::Lookup;
-use whatsapp_webhook::directory::store::{Record, Store, StoreError};
+use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::secret::Secret;
 
@@ -55,6 +55,7 @@ fn settings() -> config::Directory {
         warmup: false,
         fallback: None,
         pool: (0, 0),
+        mongodb: None,
     }
 }
 
@@ -86,6 +87,7 @@ fn record(number: &str, name: &str) -> Record {
         enabled: true,
         active: true,
         meta_app: None,
+        fault: None,
     }
 }
 
@@ -100,14 +102,23 @@ impl Store for Five {
     fn by_subdomain(&self, _: &str) -> Result<Vec<Record>, StoreError> {
         Ok(Vec::new())
     }
-    fn page(&self, _: Option<&str>, _: usize) -> Result<Vec<Record>, StoreError> {
-        Ok(Vec::new())
+    fn page(&self, _: Option<&str>, _: usize) -> Result<Page, StoreError> {
+        Ok(Page::default())
     }
     fn upsert(&self, _: Vec<Record>) -> Result<(), StoreError> {
         Ok(())
     }
     fn remove(&self, _: &str) -> Result<bool, StoreError> {
         Ok(false)
+    }
+    fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn check(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 

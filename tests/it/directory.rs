@@ -11,7 +11,7 @@ use whatsapp_webhook::clock;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::lookup::{ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX};
-use whatsapp_webhook::directory::store::{Record, Store, StoreError};
+use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::failure::{Failure, Scope, Verdict};
 use whatsapp_webhook::secret::Secret;
@@ -29,6 +29,7 @@ pub(crate) fn config(data_dir: &Path) -> config::Directory {
         warmup: true,
         fallback: None,
         pool: (100, 10),
+        mongodb: None,
     }
 }
 
@@ -49,6 +50,7 @@ fn record(name: &str, numbers: &[&str]) -> Record {
         enabled: true,
         active: true,
         meta_app: None,
+        fault: None,
     }
 }
 
@@ -88,13 +90,14 @@ impl Store for Fake {
     fn by_subdomain(&self, name: &str) -> Result<Vec<Record>, StoreError> {
         self.answer(|records| records.iter().filter(|r| r.sub_domain == name).cloned().collect())
     }
-    fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Record>, StoreError> {
+    fn page(&self, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         let after = after.unwrap_or_default();
         self.answer(|records| {
             let mut sorted: Vec<Record> = records.iter().filter(|r| &*r.id > after).cloned().collect();
             sorted.sort_by(|a, b| a.id.cmp(&b.id));
             sorted.truncate(limit);
-            sorted
+            let next = sorted.last().filter(|_| sorted.len() == limit).map(|r| r.id.clone());
+            Page { records: sorted, next }
         })
     }
     fn upsert(&self, _: Vec<Record>) -> Result<(), StoreError> {
@@ -102,6 +105,15 @@ impl Store for Fake {
     }
     fn remove(&self, _: &str) -> Result<bool, StoreError> {
         unreachable!("the directory only reads")
+    }
+    fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
+        Ok(Vec::new())
+    }
+    fn check(&self) -> Result<(), StoreError> {
+        self.answer(|_| ())
     }
 }
 
