@@ -135,7 +135,12 @@ impl Turns {
 
     fn no_business(&self, batch: Batch, failure: &Failure) -> Outcome {
         let number = batch.messages.first().map_or(String::new(), |m| masked(&m.phone_number_id));
-        log::warn!("turn: number {number}: {failure}");
+        // a store that is away is told of once, by the directory: not by every message that waits for it
+        let level = match failure.verdict {
+            Verdict::Retry { .. } => log::Level::Debug,
+            _ => log::Level::Warn,
+        };
+        log::log!(level, "turn: number {number}: {failure}");
         self.failed_before_answer(batch, failure)
     }
 

@@ -5,14 +5,14 @@
 //! `export` writes them as stored. `add` names everything that is wrong at once; `import` takes all lines or
 //! none.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+mod lines;
+
+use std::io::{self, IsTerminal, Read, Write};
 
 use clap::{Args, Subcommand};
 
-use crate::directory::document::{self, LINE_MAX};
 use crate::directory::judge::FALLBACK_SUB_DOMAIN;
-use crate::directory::store::{Record, Store, StoreError, all};
+use crate::directory::store::{Record, Store, all};
 use crate::directory::tokens::{self, Form, Keys, TOKEN_MAX, Unreadable};
 use crate::secret::Secret;
 use crate::{config, directory};
@@ -25,10 +25,6 @@ const NAME_MAX: usize = 200;
 const ID_MAX: usize = 32;
 /// Numbers of one business.
 const NUMBERS_MAX: usize = 1_000;
-/// Businesses that one import takes: it is one transaction, during which the service can't commit.
-const IMPORT_MAX: usize = 10_000;
-/// Faults that one import names.
-const FAULTS_MAX: usize = 100;
 /// What is read of standard input for a token, in bytes.
 const TOKEN_INPUT_MAX: u64 = 64 << 10;
 
@@ -123,8 +119,8 @@ pub fn run(
         Command::List => list(config, store)?,
         Command::Show { sub_domain } => show(config, store, &sub_domain)?,
         Command::Remove { sub_domain } => remove(store, &sub_domain)?,
-        Command::Import => import(store, input)?,
-        Command::Export => return export(store, out),
+        Command::Import => lines::import(store, input)?,
+        Command::Export => return lines::export(store, out),
     };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
 }
@@ -376,97 +372,6 @@ fn remove(store: &dyn Store, sub_domain: &str) -> Result<String, String> {
     } else {
         Err(format!("there is no business {sub_domain:?}"))
     }
-}
-
-fn export(store: &dyn Store, out: &mut dyn Write) -> Result<(), String> {
-    let mut written = Ok(());
-    let mut faults = Vec::new();
-    all(store, |record| {
-        match record.fault {
-            Some(fault) => faults.push(format!("left out: {}", printable(&fault))),
-            None => written = writeln!(out, "{}", document::to_line(&record)),
-        }
-        written.is_ok()
-    })
-    .map_err(|e| e.to_string())?;
-    written.and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))?;
-    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
-}
-
-/// All or nothing: half of an import would be answered with, the other half not, and nobody would know which.
-fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String> {
-    let mut records: Vec<Record> = Vec::new();
-    let mut lines: HashMap<String, usize> = HashMap::new();
-    let mut faults: Vec<String> = Vec::new();
-    let mut reader = BufReader::new(input);
-    for number in 1.. {
-        let Some(line) = next_line(&mut reader)? else { break };
-        if faults.len() >= FAULTS_MAX {
-            faults.push(format!("line {number}: stopped here, too many faults"));
-            break;
-        }
-        if records.len() >= IMPORT_MAX {
-            faults.push(format!("line {number}: at most {IMPORT_MAX} businesses at once; split the file"));
-            break;
-        }
-        match line {
-            Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => match document::from_line(&line) {
-                Ok(record) => {
-                    faults.extend(check(&record).into_iter().map(|fault| format!("line {number}: {fault}")));
-                    if let Some(earlier) = lines.insert(record.sub_domain.clone(), number) {
-                        faults.push(format!("line {number}: the same subdomain as line {earlier}"));
-                    }
-                    records.push(record);
-                }
-                Err(fault) => faults.push(format!("line {number}: {fault}")),
-            },
-            Err(fault) => faults.push(format!("line {number}: {fault}")),
-        }
-    }
-    if !faults.is_empty() {
-        return Err(format!("{}\nnothing was imported", faults.join("\n")));
-    }
-    let (count, live) = (records.len(), records.iter().filter(|record| record.is_live()).count());
-    store.upsert(records).map_err(|e| match e {
-        StoreError::Unknown(_) => format!("{e}\nit may be imported in part: run the same import again"),
-        StoreError::Unavailable(_) | StoreError::Claimed(_) | StoreError::Refused(_) => {
-            format!("{e}\nnothing was imported")
-        }
-    })?;
-    Ok(format!("imported {count} businesses, {live} of them enabled and active\n"))
-}
-
-type Line = Result<zeroize::Zeroizing<String>, &'static str>;
-
-/// `None` at the end; the inner error is a line that can't be taken, after which the next one can be read.
-fn next_line(reader: &mut dyn BufRead) -> Result<Option<Line>, String> {
-    let mut bytes = zeroize::Zeroizing::new(Vec::new());
-    let mut is_too_long = false;
-    loop {
-        let buffer = reader.fill_buf().map_err(|e| format!("standard input: {e}"))?;
-        if buffer.is_empty() && bytes.is_empty() && !is_too_long {
-            return Ok(None);
-        }
-        let end = buffer.iter().position(|b| *b == b'\n');
-        let part = &buffer[..end.unwrap_or(buffer.len())];
-        is_too_long |= bytes.len() + part.len() > LINE_MAX;
-        if !is_too_long {
-            bytes.extend_from_slice(part);
-        }
-        let (used, is_end) = (part.len() + usize::from(end.is_some()), end.is_some() || buffer.is_empty());
-        reader.consume(used);
-        if is_end {
-            break;
-        }
-    }
-    if is_too_long {
-        return Ok(Some(Err("longer than 64 KiB")));
-    }
-    Ok(Some(match String::from_utf8(std::mem::take(&mut *bytes)) {
-        Ok(text) => Ok(zeroize::Zeroizing::new(text)),
-        Err(_) => Err("not UTF-8"),
-    }))
 }
 
 fn reading_keys(config: &config::Directory) -> Keys {

@@ -5,6 +5,8 @@
 //! or it is committed after [`OPEN_MAX`]. A failed commit poisons the inbox: what the file holds is not known any more,
 //! so nothing is accepted until a new process has opened it.
 
+mod poison;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use super::queue::{Append, Order, Queue, Waiter};
 use super::retention::Retention;
 use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
 use super::waker::Waker;
-use super::{Feed, Parser, Refusal, ReplyState, State, TurnId};
+use super::{Feed, Parser, ReplyState, State, TurnId};
 use crate::event::ItemId;
 use crate::failure::Reason;
 use crate::store::Gate;
@@ -465,39 +467,6 @@ impl Committer {
         self.tables.set_item(id, state, turn, why)?;
         self.counters.moved(from, state);
         Ok(())
-    }
-
-    fn poison(&mut self, group: &mut Group, why: &str) {
-        self.shared.queue.refuse(Refusal::Poisoned);
-        self.tables.rollback();
-        // what is dropped before its commit is refused as poisoned
-        self.shared.in_commit.lock().clear();
-        group.appends.clear();
-        self.waker.wake(&mut self.waiters);
-        group.keepers.clear();
-        group.flushes.clear();
-        group.orders.clear();
-        let detail = format!("{why}; nothing is accepted until a restart");
-        log::error!("inbox: {detail}");
-        (self.shared.on_poison)(detail);
-    }
-
-    /// The poisoned thread's last duty: whoever comes gets an answer.
-    fn refuse_all(&self, mut group: Group) {
-        let queue = Arc::clone(&self.shared.queue);
-        loop {
-            if let Some(keeper) = group.close.take() {
-                drop(keeper);
-                return;
-            }
-            queue.drain(&mut group.appends, &mut group.orders, IDLE);
-            group.appends.clear();
-            for order in group.orders.drain(..) {
-                if let Order::Close(keeper) = order {
-                    group.close = Some(keeper);
-                }
-            }
-        }
     }
 }
 

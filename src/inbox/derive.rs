@@ -9,7 +9,8 @@ use memchr::memmem::Finder;
 
 use super::committer::Committer;
 use super::deferred::Deferred;
-use super::tables::{self, Insert, ReplyKey};
+use super::insert::Insert;
+use super::tables::{self, ReplyKey};
 use super::{Evidence, Position, ReplyState, State, Work};
 use crate::clock::UnixMillis;
 use crate::event::{Item, ItemId, Kind};

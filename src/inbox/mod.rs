@@ -13,6 +13,7 @@ mod deferred;
 mod derive;
 pub mod embedded;
 mod flights;
+mod insert;
 mod promise;
 mod queue;
 mod reader;

@@ -9,7 +9,7 @@ use whatsapp_webhook::event::{Item, ItemId, Kind, Path, Recipient, Role, Said, h
 use whatsapp_webhook::failure::Reason;
 use whatsapp_webhook::inbox::embedded::Embedded;
 use whatsapp_webhook::inbox::{
-    Evidence, Feed, Inbox, NewTurn, OpenTurn, Parser, Position, ReplyState, State, StatusSaid, Work,
+    Evidence, Feed, Inbox, NewTurn, OpenTurn, Parser, Position, Refusal, ReplyState, State, StatusSaid, Work,
 };
 use whatsapp_webhook::store;
 
@@ -331,4 +331,58 @@ fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
     assert_eq!(count("SELECT count(*) FROM commits"), 2, "bert's body and what came after it");
     let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
     assert_eq!(text(&page.works[0]), "m bert b1 100");
+}
+
+/// A parser with a bug, met on the committer's thread.
+const BUGGY: Parser = Parser { items, key: |_, _, _| panic!("a bug in the parser"), status };
+
+#[test]
+fn a_panic_of_the_committer_refuses_everything_and_ends_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tell, told) = channel();
+    let inbox = Embedded::open(folder.path(), Duration::from_secs(3600), BUGGY, move |detail| {
+        let _ = tell.send(detail);
+    })
+    .expect("opens");
+    put(&inbox, "m anna same1 100");
+    // two bodies of one hash make the committer compare their keys
+    let mut ticket = inbox.ticket();
+    ticket.body().extend_from_slice(b"m anna same2 100");
+    let (body, list) = ticket.body_and_items();
+    items(body, list);
+    let _ = ticket.append(0);
+    let detail = told.recv_timeout(Duration::from_secs(5)).expect("the process is told to end");
+    assert!(detail.contains("panicked") && !detail.contains("anna"), "{detail}");
+    assert_eq!(inbox.unhealthy(), Some(Refusal::Poisoned));
+    ticket.body().extend_from_slice(b"m anna a3 100");
+    assert_eq!(ticket.append(0), Err(Refusal::Poisoned));
+    assert!(inbox.close().is_err() || inbox.unhealthy() == Some(Refusal::Poisoned));
+}
+
+#[test]
+fn debug_output_of_a_work_has_nothing_of_its_body() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna secret_words 100");
+    let shown = format!("{:?}", next(&received));
+    let as_bytes = format!("{:?}", b"secret_words");
+    assert!(!shown.contains("secret_words") && !shown.contains(as_bytes.trim_matches(['[', ']'])), "{shown}");
+}
+
+#[test]
+fn statuses_reach_their_table_without_anybody_waiting_and_survive_a_stop_before_that() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, _received) = open(folder.path());
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let count =
+        || connection.query_row("SELECT count(*) FROM items", [], |r| r.get::<_, i64>(0)).expect("counted");
+    (0..20).for_each(|n| put(&inbox, &format!("s r{n} sent")));
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while count() < 20 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(count(), 20);
+    put(&inbox, "s r20 sent");
+    inbox.close().expect("closed");
+    assert_eq!(count(), 21, "a stop does not leave them for the start");
 }

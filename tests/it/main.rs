@@ -14,6 +14,7 @@ mod edge;
 mod graph;
 mod harness;
 mod inbox;
+mod mongo;
 mod net;
 mod nginx;
 mod sandbox;
