@@ -12,7 +12,7 @@ use criterion::Criterion;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::cache::{Cache, Found};
 use whatsapp_webhook::directory::lookup::Lookup;
-use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
+use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::{Keys, MEMO_MAX, Memo};
 use whatsapp_webhook::event::Business;
 use whatsapp_webhook::secret::Secret;
@@ -43,9 +43,6 @@ impl Store for Ready {
     fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
         Ok(0)
     }
-    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
-        Ok(Vec::new())
-    }
     fn check(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -69,16 +66,10 @@ fn record(stored: &Secret) -> Record {
     Record {
         id: "65f000000000000000000001".to_owned(),
         name: "Cafe".to_owned(),
-        sub_domain: "cafe".to_owned(),
         waba_id: "102290129340398".to_owned(),
         phone_number_ids: vec!["106540352242922".to_owned()],
         access_token: Some(stored.clone()),
-        refresh_token: None,
-        token_expires_at: None,
-        enabled: true,
-        active: true,
-        meta_app: None,
-        fault: None,
+        ..Record::new("cafe")
     }
 }
 

@@ -155,7 +155,7 @@ fn run_add(
         let missing = missing.iter().filter(|(_, is_missing)| *is_missing);
         faults.extend(missing.map(|(option, _)| format!("{option} is required for a new business")));
     }
-    let mut record = changed(known.unwrap_or_else(|| empty(&add.subdomain)), add);
+    let mut record = changed(known.unwrap_or_else(|| Record::new(&*add.subdomain)), add);
     faults.extend(check(&record));
     if faults.is_empty() {
         record.access_token = match token {
@@ -178,23 +178,6 @@ fn run_add(
     );
     store.upsert(vec![record]).map_err(|e| e.to_string())?;
     Ok(line)
-}
-
-fn empty(sub_domain: &str) -> Record {
-    Record {
-        id: String::new(),
-        name: String::new(),
-        sub_domain: sub_domain.to_owned(),
-        waba_id: String::new(),
-        phone_number_ids: Vec::new(),
-        access_token: None,
-        refresh_token: None,
-        token_expires_at: None,
-        enabled: true,
-        active: true,
-        meta_app: None,
-        fault: None,
-    }
 }
 
 fn changed(mut record: Record, add: Add) -> Record {

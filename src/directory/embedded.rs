@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
-use super::store::{Claim, IndexState, Page, Record, Store, StoreError, Swap, TokenField};
+use super::store::{Claim, Page, Record, Store, StoreError, Swap, TokenField};
 use crate::net::blocking::{NotRun, Pool};
 use crate::secret::Secret;
 use crate::store::{self, OpenError};
@@ -180,11 +180,6 @@ impl Store for Embedded {
             }
             Ok(Ok(swapped))
         })
-    }
-
-    /// The store's own schema has what lookups need.
-    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
-        Ok(Vec::new())
     }
 
     fn check(&self) -> Result<(), StoreError> {

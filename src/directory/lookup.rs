@@ -118,6 +118,8 @@ impl Index {
     }
 }
 
+/// The one key of the warm-ups under way.
+const WARM_UP: &str = "numbers";
 const NEVER_ASKED: u8 = 0;
 const CONNECTED_NOW: u8 = 1;
 const AWAY: u8 = 2;
@@ -201,7 +203,9 @@ impl Lookup {
     }
 
     fn find_missing(&self, index: &Index, key: &str, now: Duration) -> Result<Arc<Business>, Failure> {
-        if let Some(warm_up) = self.warm_ups.join(index.by.warmed()) {
+        if index.by == By::Number
+            && let Some(warm_up) = self.warm_ups.join(WARM_UP)
+        {
             let _ = warm_up.wait(WARM_UP_PATIENCE);
         }
         let answer = match index.flights.board(key) {
@@ -352,15 +356,9 @@ impl Directory for Lookup {
     }
 
     fn warm_up(&self) -> Result<usize, Failure> {
-        match self.warm_ups.board(By::Number.warmed()) {
-            Seat::Leads(lead) => {
-                let loaded = self.warm_up_at(clock::monotonic());
-                lead.land(());
-                loaded
-            }
-            // two at once read the same
-            Seat::Joins(_) => self.warm_up_at(clock::monotonic()),
-        }
+        // lands when it goes, also where a warm-up fails; a second one at the same time reads the same
+        let _under_way = self.warm_ups.board(WARM_UP);
+        self.warm_up_at(clock::monotonic())
     }
 
     fn stats(&self) -> CacheStats {

@@ -36,6 +36,24 @@ pub struct Record {
 }
 
 impl Record {
+    /// A live business of that subdomain that has nothing else yet.
+    pub fn new(sub_domain: impl Into<String>) -> Self {
+        Self {
+            id: String::new(),
+            name: String::new(),
+            sub_domain: sub_domain.into(),
+            waba_id: String::new(),
+            phone_number_ids: Vec::new(),
+            access_token: None,
+            refresh_token: None,
+            token_expires_at: None,
+            enabled: true,
+            active: true,
+            meta_app: None,
+            fault: None,
+        }
+    }
+
     /// Whether its numbers are answered: enabled and active.
     pub const fn is_live(&self) -> bool {
         self.enabled && self.active
@@ -150,8 +168,11 @@ pub trait Store: Send + Sync + 'static {
     fn remove(&self, sub_domain: &str) -> Result<bool, StoreError>;
     /// Stores each token in place of the other, if that is still there; the number that were.
     fn swap_tokens(&self, swaps: Vec<Swap>) -> Result<usize, StoreError>;
-    /// Makes the indexes that lookups need, by name; what is there already is left as it is.
-    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError>;
+    /// Makes the indexes that lookups need, by name; what is there already is left as it is. None where the
+    /// store's own schema has them.
+    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
+        Ok(Vec::new())
+    }
     /// Asks for next to nothing: whether it answers.
     fn check(&self) -> Result<(), StoreError>;
 }

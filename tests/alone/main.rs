@@ -8,7 +8,7 @@ use std::time::Duration;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::lookup::Lookup;
-use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
+use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::secret::Secret;
 
@@ -74,7 +74,6 @@ fn record(number: &str, name: &str) -> Record {
     Record {
         id: name.to_owned(),
         name: name.to_owned(),
-        sub_domain: name.to_owned(),
         waba_id: String::new(),
         phone_number_ids: vec![number.to_owned()],
         access_token: match number {
@@ -82,12 +81,7 @@ fn record(number: &str, name: &str) -> Record {
             "3" => Some(Secret::new(TOKEN)),
             _ => encrypted("right"),
         },
-        refresh_token: None,
-        token_expires_at: None,
-        enabled: true,
-        active: true,
-        meta_app: None,
-        fault: None,
+        ..Record::new(name)
     }
 }
 
@@ -113,9 +107,6 @@ impl Store for Five {
     }
     fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
         Ok(0)
-    }
-    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
-        Ok(Vec::new())
     }
     fn check(&self) -> Result<(), StoreError> {
         Ok(())

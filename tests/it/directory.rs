@@ -11,7 +11,7 @@ use whatsapp_webhook::clock;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
 use whatsapp_webhook::directory::lookup::{ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX};
-use whatsapp_webhook::directory::store::{IndexState, Page, Record, Store, StoreError, Swap};
+use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::failure::{Failure, Scope, Verdict};
 use whatsapp_webhook::secret::Secret;
@@ -41,16 +41,10 @@ fn record(name: &str, numbers: &[&str]) -> Record {
     Record {
         id: format!("id-{name}"),
         name: name.to_owned(),
-        sub_domain: name.to_owned(),
         waba_id: "1".to_owned(),
         phone_number_ids: numbers.iter().map(|n| (*n).to_owned()).collect(),
         access_token: keys().encrypt(&Secret::new(format!("EAAG-{name}"))),
-        refresh_token: None,
-        token_expires_at: None,
-        enabled: true,
-        active: true,
-        meta_app: None,
-        fault: None,
+        ..Record::new(name)
     }
 }
 
@@ -108,9 +102,6 @@ impl Store for Fake {
     }
     fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
         Ok(0)
-    }
-    fn ensure_indexes(&self) -> Result<Vec<(&'static str, IndexState)>, StoreError> {
-        Ok(Vec::new())
     }
     fn check(&self) -> Result<(), StoreError> {
         self.answer(|_| ())

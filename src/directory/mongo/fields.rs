@@ -15,6 +15,8 @@ pub const TEXT_MAX: usize = 4096;
 pub const NUMBERS_MAX: usize = 1_000;
 
 const PACKED: &str = "bson:";
+/// Characters of an `_id` that a message shows.
+const ID_SHOWN: usize = 100;
 
 /// The fields that are read: the original's, and ours (`metaApp`) besides the two that say who is answered for.
 pub fn projection() -> Document {
@@ -47,7 +49,8 @@ pub fn record(document: &Document) -> Record {
         fault: None,
     };
     if !reader.faults.is_empty() {
-        record.fault = Some(format!("document with _id {}: {}", record.id, reader.faults.join("; ")));
+        let id: String = record.id.chars().take(ID_SHOWN).collect();
+        record.fault = Some(format!("document with _id {id}: {}", reader.faults.join("; ")));
     }
     record
 }
@@ -104,20 +107,18 @@ impl Reader<'_> {
         };
         if numbers.len() > NUMBERS_MAX {
             self.fault(field, &format!("has {} entries, more than {NUMBERS_MAX}", numbers.len()));
-            return Vec::new();
         }
-        let mut texts = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            match number {
-                Bson::String(text) if text.len() <= TEXT_MAX => texts.push(text.clone()),
-                Bson::String(_) => self.fault(field, "has an entry that is too long"),
-                other => {
-                    let what = format!("has an entry that is {}, not a string", kind(other));
-                    self.fault(field, &what);
-                }
+        // what is right of a wrong array still claims its numbers, and one wrong entry is told of all
+        let is_right = |number: &&Bson| number.as_str().is_some_and(|text| text.len() <= TEXT_MAX);
+        match numbers.iter().find(|number| !is_right(number)) {
+            None => {}
+            Some(Bson::String(_)) => self.fault(field, "has an entry that is too long"),
+            Some(other) => {
+                let what = format!("has an entry that is {}, not a string", kind(other));
+                self.fault(field, &what);
             }
         }
-        texts
+        numbers.iter().filter(is_right).filter_map(Bson::as_str).map(str::to_owned).collect()
     }
 
     /// A date as RFC 3339 text; a text as it is.
@@ -290,6 +291,17 @@ mod tests {
             assert!(fault.contains("65f000000000000000000001") && fault.contains(field), "{field}: {fault}");
             assert!(fault.contains(word) && !fault.contains("SECRET"), "{field}: {fault}");
         }
+        let mut document = shop();
+        let many = ["106".into(), Bson::Int64(1), Bson::Int64(2)].into_iter().cycle().take(30_000);
+        document.insert("whatsappPhoneNumberIds", many.collect::<Vec<Bson>>());
+        document.insert("_id", "x".repeat(50_000));
+        let read = record(&document);
+        assert_eq!(read.phone_number_ids.len(), 10_000, "a wrong array claims its right numbers");
+        let fault = read.fault.expect("wrong twice");
+        assert!(
+            fault.len() < 400 && fault.contains("30000 entries") && fault.contains("an entry that is"),
+            "{fault}"
+        );
         let mut document = shop();
         document.remove("name");
         assert_eq!(record(&document).fault, None, "a name is only shown");

@@ -2,7 +2,6 @@
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::Result;
-use mongodb::options::Hint;
 use mongodb::sync::Collection;
 
 use super::READ_WITHIN;
@@ -59,7 +58,6 @@ pub fn page(businesses: &Collection<Document>, from: Option<&str>, limit: usize)
         .find(filter)
         .projection(projection())
         .sort(doc! { "_id": 1 })
-        .hint(Hint::Keys(doc! { "_id": 1 }))
         .limit(limit as i64)
         .max_time(READ_WITHIN)
         .run()?;

@@ -29,18 +29,11 @@ fn business(n: usize) -> Document {
 
 fn record(name: &str) -> Record {
     Record {
-        id: String::new(),
         name: name.to_owned(),
-        sub_domain: name.to_owned(),
         waba_id: "1".to_owned(),
         phone_number_ids: vec!["77".to_owned()],
         access_token: Some(Secret::new("EAAG-x")),
-        refresh_token: None,
-        token_expires_at: None,
-        enabled: true,
-        active: true,
-        meta_app: None,
-        fault: None,
+        ..Record::new(name)
     }
 }
 
