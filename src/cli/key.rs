@@ -129,7 +129,8 @@ fn pass(store: &dyn Store, keys: &Keys, dry_run: bool) -> Result<Pass, Failed> {
         }
         Err(error) => {
             let done = pass.swapped;
-            Err(Failed::Other(format!("{error}\n{done} tokens were rotated; run it again to go on")))
+            // some of the step that failed may be stored too
+            Err(Failed::Other(format!("{error}\n{done} tokens or more were rotated; run it again to go on")))
         }
     }
 }
