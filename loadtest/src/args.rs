@@ -152,6 +152,10 @@ impl Args {
             "--statuses: nothing is answered, so --receipts, --faults, --agent-delay and --max-answer-p99 have no \
              meaning; leave them or --statuses out",
         );
+        refuse(
+            self.statuses && self.mongodb.is_some(),
+            "--mongodb: with --statuses no business is looked up; leave one of them out",
+        );
         refuse(self.duplicates > 100, "--duplicates: it is a share of 100 requests; take 0 to 100");
         refuse(
             self.faults > 50,

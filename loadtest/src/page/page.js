@@ -44,7 +44,8 @@ function frame(wide, high, end, yMarks, yAt, words) {
   if (end * 1e6 > run.elapsed * 1.02) {
     const at = x(run.elapsed / 1e6);
     out += `<line x1="${at}" x2="${at}" y1="${TOP}" y2="${high - BOTTOM}" stroke="var(--soft)" stroke-dasharray="3 3"/>`;
-    out += `<text x="${at + 4}" y="${TOP + 10}">load ends</text>`;
+    const isLate = at > wide * 0.8;
+    out += `<text x="${at + (isLate ? -4 : 4)}" y="${TOP + 10}"${isLate ? ' text-anchor="end"' : ""}>load ends</text>`;
   }
   return [out, x];
 }
