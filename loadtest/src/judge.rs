@@ -125,9 +125,10 @@ pub fn generator(figures: &Figures) -> (bool, String) {
     } else {
         "not the limit"
     };
+    let ferretdb = if mongodb > 0.0 { format!(", FerretDB {mongodb:.0} %") } else { String::new() };
     let text = format!(
-        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %, \
-         FerretDB {mongodb:.0} %, others {others:.0} %; woke up late by p50 {}, p99 {} ms",
+        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %{ferretdb}, \
+         others {others:.0} %; woke up late by p50 {}, p99 {} ms",
         ms(figures.lag.p50),
         ms(figures.lag.p99)
     );

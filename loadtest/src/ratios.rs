@@ -151,6 +151,25 @@ fn parts(figures: &Figures, of: fn(&[Tick]) -> f64) -> Vec<f64> {
     loaded.chunks_exact(loaded.len() / PARTS).take(PARTS).map(of).collect()
 }
 
+/// Whether both were asked for the same load, on as many cores.
+fn is_alike(one: &Figures, other: &Figures) -> bool {
+    let load = |f: &Figures| {
+        let a = &f.asked;
+        (
+            a.users,
+            a.rate,
+            a.batch,
+            a.businesses,
+            a.statuses,
+            a.receipts,
+            a.faults,
+            a.agent_delay,
+            f.machine.cores,
+        )
+    };
+    load(one) == load(other)
+}
+
 /// The ratios in words; nothing without an earlier run.
 pub fn lines(figures: &Figures, old: &[Figures]) -> Vec<String> {
     if old.is_empty() {
@@ -159,6 +178,9 @@ pub fn lines(figures: &Figures, old: &[Figures]) -> Vec<String> {
     let from =
         if old.len() > 1 { format!("between {} earlier runs", old.len()) } else { "within a run".to_owned() };
     let mut lines = vec![format!("compared with {} earlier; noise {from}", old.len())];
+    for other in old.iter().filter(|other| !is_alike(other, figures)) {
+        lines.push(format!("NOT ALIKE, so ratios say little; the earlier run was: {}", other.what));
+    }
     for Ratio { name, new, old, unit, ratio, noise } in ratios(figures, old) {
         let verdict = match noise {
             None => "noise not known".to_owned(),
@@ -200,5 +222,12 @@ mod tests {
         assert_eq!((ratios[0].ratio, ratios[0].noise), (2.0, Some(0.0)));
         assert!(lines(&run(200), &[run(100)])[1].ends_with("beyond the noise of 0 %"));
         assert_eq!(lines(&run(200), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_run_that_was_asked_for_otherwise_is_named() {
+        let mut other = run(100);
+        other.asked.rate = Some(100);
+        assert!(lines(&run(200), &[other])[1].starts_with("NOT ALIKE"));
     }
 }

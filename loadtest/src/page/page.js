@@ -44,7 +44,8 @@ function frame(wide, high, end, yMarks, yAt, words) {
   if (end * 1e6 > run.elapsed * 1.02) {
     const at = x(run.elapsed / 1e6);
     out += `<line x1="${at}" x2="${at}" y1="${TOP}" y2="${high - BOTTOM}" stroke="var(--soft)" stroke-dasharray="3 3"/>`;
-    out += `<text x="${at + 4}" y="${TOP + 10}">load ends</text>`;
+    const isLate = at > wide * 0.8;
+    out += `<text x="${at + (isLate ? -4 : 4)}" y="${TOP + 10}"${isLate ? ' text-anchor="end"' : ""}>load ends</text>`;
   }
   return [out, x];
 }
@@ -114,7 +115,7 @@ function dots() {
   const y = (us) => TOP + inner * (1 - us / top), x = (i) => LEFT + 6 + i / Math.max(shares.length - 1, 1) * (wide - LEFT - RIGHT - 12);
   let out = "";
   for (const mark of marks) {
-    out += `<line class="axis" x1="${LEFT}" x2="${wide - RIGHT}" y1="${y(mark * 1000)}" y2="${y(mark * 1000)}"/><text x="${LEFT - 6}" y="${y(mark * 1000) + 4}" text-anchor="end">${short(mark)} ms</text>`;
+    out += `<line class="axis" x1="${LEFT}" x2="${wide - RIGHT}" y1="${y(mark * 1000)}" y2="${y(mark * 1000)}"/><text x="${LEFT - 6}" y="${y(mark * 1000) + 4}" text-anchor="end">${time(mark * 1000)}</text>`;
   }
   shares.forEach((s, i) => {
     const told = `business ${s.business}: ${count(s.count)}, p50 ${time(s.p50)}, p99 ${time(s.p99)}`;
@@ -222,7 +223,7 @@ const answersTime = statuses ? "" : section(6, "Waiting for their answer", lines
 const stagesTime = statuses ? "" : section(6, "Stages over time", lines([
   { name: "200s", color: "a", of: (t) => rate(t, "acked") }, { name: "turns", color: "c", of: (t) => rate(t, "turns") },
   { name: "messages answered at Graph", color: "b", of: (t) => rate(t, "answered") },
-  { name: "statuses taken in", color: "d", of: (t) => rate(t, "statuses") }], short), "A second.");
+  ...(run.asked.receipts ? [{ name: "statuses taken in", color: "d", of: (t) => rate(t, "statuses") }] : [])], short), "A second.");
 const answerLatency = statuses ? "" : section(6, "Time to the answer, over time", lines([
   { name: "p50", color: "a", of: (t) => t.answered ? t.answer_p50 : null }, { name: "p99", color: "b", of: (t) => t.answered ? t.answer_p99 : null }], (v) => time(v), { log: true }), "Logarithmic.");
 const fair = run.shares.length > 1 ? section(6, "Fairness between businesses", dots(),
