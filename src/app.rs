@@ -168,14 +168,16 @@ impl App {
         let _detached = may::go!(move || {
             loop {
                 let Some(directory) = directory.upgrade() else { break };
-                directory.check();
-                if !is_warm && directory.is_connected() {
+                // the warm-up asks too, and first: who misses meanwhile waits for it
+                if is_warm {
+                    directory.check();
+                } else {
                     match directory.warm_up() {
                         Ok(loaded) => {
                             log::info!("directory: {loaded} businesses loaded into the cache");
                             is_warm = true;
                         }
-                        Err(failure) => log::warn!("directory: not warmed up: {failure}"),
+                        Err(failure) => log::debug!("directory: not warmed up: {failure}"),
                     }
                 }
                 drop(directory);

@@ -130,7 +130,8 @@ impl Args {
     pub fn conversations(&self) -> u64 {
         self.conversations.unwrap_or_else(|| {
             let messages = self.rate.unwrap_or(GUESS_PER_SECOND).saturating_mul(self.duration);
-            let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users).min(CONVERSATIONS_MAX);
+            let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users).max(self.businesses);
+            let enough = enough.min(CONVERSATIONS_MAX);
             // whole rounds: every user has as many as the next
             enough.div_ceil(self.users.max(1)).max(1) * self.users
         })
@@ -262,6 +263,7 @@ mod tests {
             &["--agent-delay", "60000"],
             &["--batch", "100", "--rate", "1", "--duration", "5"],
             &["--mongodb", "localhost"],
+            &["--mongodb", "--statuses"],
             &["--patience", "0"],
             &["--env", "X"],
         ] {
@@ -276,8 +278,11 @@ mod tests {
         assert_eq!(args.conversations(), 2000);
         let args = Args::try_parse_from(["loadtest", "--users", "700", "--rate", "1000"]).expect("parses");
         assert_eq!(args.conversations(), 1400);
-        let args = Args::try_parse_from(["loadtest", "--users", "7", "--rate", "1"]).expect("parses");
+        let args = Args::try_parse_from(["loadtest", "--users", "7", "--rate", "1", "--businesses", "3"])
+            .expect("parses");
         assert_eq!(args.conversations(), 7);
+        let args = Args::try_parse_from(["loadtest", "--businesses", "1100", "--rate", "1"]).expect("parses");
+        assert_eq!(args.conversations(), 1500, "each business has one");
         assert_eq!(args.conversations() % args.users, 0);
     }
 }

@@ -76,6 +76,8 @@ pub struct Figures {
     pub own_cpu: u64,
     /// CPU of the simulated Meta while loaded.
     pub meta_cpu: u64,
+    /// CPU of a FerretDB that was started for the run, while loaded.
+    pub mongodb_cpu: u64,
     /// CPU of all other processes of the machine while loaded.
     pub others_cpu: u64,
     /// What the simulated Meta counted.

@@ -103,9 +103,15 @@ pub fn reached(figures: &Figures) -> Option<bool> {
 
 /// Whether this program was the limit, in words.
 pub fn generator(figures: &Figures) -> (bool, String) {
-    let shares = [figures.own_cpu, figures.meta_cpu, figures.server.cpu_loaded, figures.others_cpu];
+    let shares = [
+        figures.own_cpu,
+        figures.meta_cpu,
+        figures.server.cpu_loaded,
+        figures.mongodb_cpu,
+        figures.others_cpu,
+    ];
     let shares = shares.map(|cpu| figures.share_of_cores(cpu));
-    let [own, meta, server, others] = shares;
+    let [own, meta, server, mongodb, others] = shares;
     let is_late = figures.lag.p99 > LATE_US;
     let is_full = shares.iter().sum::<f64>() > FULL;
     let verdict = if is_full && others > OTHERS {
@@ -120,8 +126,8 @@ pub fn generator(figures: &Figures) -> (bool, String) {
         "not the limit"
     };
     let text = format!(
-        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %, others \
-         {others:.0} %; woke up late by p50 {}, p99 {} ms",
+        "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %, \
+         FerretDB {mongodb:.0} %, others {others:.0} %; woke up late by p50 {}, p99 {} ms",
         ms(figures.lag.p50),
         ms(figures.lag.p99)
     );

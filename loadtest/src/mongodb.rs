@@ -19,7 +19,7 @@ const START_MAX: Duration = Duration::from_secs(20);
 pub struct Mongodb {
     uri: String,
     store: &'static str,
-    _ferretdb: Option<Ferretdb>,
+    ferretdb: Option<Ferretdb>,
 }
 
 impl Mongodb {
@@ -30,11 +30,11 @@ impl Mongodb {
     pub fn start(given: &str, data: &Path) -> Result<Self, String> {
         let named = if given.is_empty() { std::env::var(VARIABLE).ok() } else { Some(given.to_owned()) };
         if let Some(uri) = named {
-            return Ok(Self { uri, store: "MongoDB", _ferretdb: None });
+            return Ok(Self { uri, store: "MongoDB", ferretdb: None });
         }
         let ferretdb = Ferretdb::start(&data.join("ferretdb"))?;
         let uri = format!("mongodb://{}/", ferretdb.address);
-        Ok(Self { uri, store: "FerretDB", _ferretdb: Some(ferretdb) })
+        Ok(Self { uri, store: "FerretDB", ferretdb: Some(ferretdb) })
     }
 
     /// What the server has to be told.
@@ -44,6 +44,11 @@ impl Mongodb {
             settings.push(("MONGODB_DB_NAME", DATABASE.to_owned()));
         }
         settings
+    }
+
+    /// Its process, if it was started here.
+    pub fn pid(&self) -> Option<u32> {
+        self.ferretdb.as_ref().map(|ferretdb| ferretdb.child.id())
     }
 
     /// What it is.

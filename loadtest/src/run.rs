@@ -158,7 +158,7 @@ impl Bench<'_> {
         };
         let metrics = self.metrics();
         let (before, own_before, meta_before) = (self.look(), sys::own_cpu(), self.meta_cpu());
-        let machine_before = proc::machine_cpu();
+        let (machine_before, mongodb_before) = (proc::machine_cpu(), self.mongodb_cpu());
         let mut figures = Figures { began: clock::now(), ..Figures::default() };
         let begun = clock::monotonic();
         self.load.go();
@@ -174,7 +174,8 @@ impl Bench<'_> {
         figures.own_cpu = us(sys::own_cpu().saturating_sub(own_before));
         figures.meta_cpu = us(self.meta_cpu().saturating_sub(meta_before));
         let all = us(proc::machine_cpu().saturating_sub(machine_before));
-        let ours = figures.server.cpu_loaded + figures.own_cpu + figures.meta_cpu;
+        figures.mongodb_cpu = us(self.mongodb_cpu().saturating_sub(mongodb_before));
+        let ours = figures.server.cpu_loaded + figures.own_cpu + figures.meta_cpu + figures.mongodb_cpu;
         figures.others_cpu = all.saturating_sub(ours);
         self.join(users);
         let ended = clock::monotonic();
@@ -199,6 +200,8 @@ impl Bench<'_> {
             self.server.kill();
         } else if let Err(why) = self.server.stop() {
             figures.bad_end = Some(format!("the server: {why}{}", self.server.said()));
+        } else if !self.server.said().is_empty() {
+            eprintln!("loadtest: the server's last words:{}", self.server.said());
         }
         let (stats, wrong) = self.meta.finish();
         figures.meta = stats;
@@ -212,6 +215,11 @@ impl Bench<'_> {
 
     fn meta_cpu(&self) -> Duration {
         proc::look(self.meta.pid()).unwrap_or_default().cpu
+    }
+
+    fn mongodb_cpu(&self) -> Duration {
+        let look = self.mongodb.as_ref().and_then(Mongodb::pid).and_then(proc::look);
+        look.unwrap_or_default().cpu
     }
 
     /// What the server tells of itself since `before`.

@@ -187,6 +187,6 @@ pub struct Turn {
     pub drain_timeout: Duration,
     /// SEND_SETTLE, default 60 s: how long a send of unknown outcome waits for the status webhook that names it.
     pub send_settle: Duration,
-    /// MAX_TURNS: turns under way at once, over all businesses. Default 12,000; 1,000 with the echo agent.
+    /// MAX_TURNS: turns under way at once, over all businesses. Default 12,000; 400 with the echo agent.
     pub max_turns: usize,
 }

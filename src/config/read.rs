@@ -256,9 +256,10 @@ fn graph(vars: &mut Vars) -> Graph {
 }
 
 fn turn(vars: &mut Vars) -> Turn {
-    // turns that wait for an agent cost memory only; the echo agent makes nobody wait
+    // turns that wait for an agent cost memory only; the echo agent makes nobody wait, and more turns than twice the
+    // connections to Graph wait for one of those
     let is_echo = vars.text("AGENT").is_none_or(|agent| agent == "echo");
-    let max_turns = if is_echo { 1000 } else { 12_000 };
+    let max_turns = if is_echo { 400 } else { 12_000 };
     Turn {
         reply_max_age: vars.duration("REPLY_MAX_AGE", 23 * HOUR, SECOND, 30 * DAY),
         drain_timeout: vars.duration("DRAIN_TIMEOUT", 30 * SECOND, SECOND / 10, HOUR),

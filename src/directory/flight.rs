@@ -61,6 +61,11 @@ impl<T: Clone> Flights<T> {
         Seat::Leads(Lead { flights: self, key: key.into(), flight })
     }
 
+    /// The flight for `key`, if there is one.
+    pub fn join(&self, key: &str) -> Option<Arc<Flight<T>>> {
+        self.under_way.lock().get(key).cloned()
+    }
+
     /// Nobody joins any more what is under way now: what they ask may have been answered from old data.
     pub fn forget(&self) {
         self.under_way.lock().clear();

@@ -54,6 +54,16 @@ pub enum By {
     SubDomain,
 }
 
+impl By {
+    /// What a warm-up of this kind of key is called among those under way.
+    pub const fn warmed(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::SubDomain => "subdomain",
+        }
+    }
+}
+
 /// See the file's head.
 pub struct Judge {
     keys: Keys,

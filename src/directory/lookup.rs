@@ -34,6 +34,9 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(5);
 pub const JOIN_WITHIN: Duration = Duration::from_secs(6);
 /// The same for one who could serve a stale answer instead.
 pub const STALE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long one who misses waits for a warm-up that is under way, before asking on its own: at a start under load
+/// everybody misses, and a store that is asked by everybody answers nobody, the warm-up included.
+pub const WARM_UP_PATIENCE: Duration = Duration::from_secs(2);
 /// Distinct numbers that a warm-up can tell apart as claimed once or twice.
 const WARM_UP_NUMBERS_MAX: usize = 2_000_000;
 
@@ -123,6 +126,7 @@ const AWAY: u8 = 2;
 pub struct Lookup {
     numbers: Index,
     sub_domains: Index,
+    warm_ups: Flights<()>,
     judge: Judge,
     max_size: usize,
     ttl: Duration,
@@ -144,6 +148,7 @@ impl Lookup {
         Self {
             numbers: Index::new(By::Number, config),
             sub_domains: Index::new(By::SubDomain, config),
+            warm_ups: Flights::new(()),
             judge: Judge::new(config),
             max_size: config.cache_size,
             ttl: config.cache_ttl,
@@ -196,6 +201,9 @@ impl Lookup {
     }
 
     fn find_missing(&self, index: &Index, key: &str, now: Duration) -> Result<Arc<Business>, Failure> {
+        if let Some(warm_up) = self.warm_ups.join(index.by.warmed()) {
+            let _ = warm_up.wait(WARM_UP_PATIENCE);
+        }
         let answer = match index.flights.board(key) {
             Seat::Leads(lead) => self.ask(index, key, now, lead),
             Seat::Joins(flight) => {
@@ -344,7 +352,15 @@ impl Directory for Lookup {
     }
 
     fn warm_up(&self) -> Result<usize, Failure> {
-        self.warm_up_at(clock::monotonic())
+        match self.warm_ups.board(By::Number.warmed()) {
+            Seat::Leads(lead) => {
+                let loaded = self.warm_up_at(clock::monotonic());
+                lead.land(());
+                loaded
+            }
+            // two at once read the same
+            Seat::Joins(_) => self.warm_up_at(clock::monotonic()),
+        }
     }
 
     fn stats(&self) -> CacheStats {

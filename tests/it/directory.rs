@@ -153,6 +153,32 @@ fn together<T: Send + 'static>(
 }
 
 #[test]
+fn who_misses_during_a_warm_up_waits_for_it_instead_of_asking() {
+    crate::coroutines();
+    let (store, lookup) = over(vec![record("a", &["1"]), record("b", &["2"])]);
+    *store.takes.lock() = Duration::from_millis(300);
+    let warming = Arc::clone(&lookup);
+    let warming = may::go!(move || warming.warm_up());
+    clock::sleep(Duration::from_millis(100));
+    let asking: Vec<_> = ["1", "2", "1"]
+        .map(|number| {
+            let lookup = Arc::clone(&lookup);
+            may::go!(move || lookup.by_number(number).is_ok())
+        })
+        .into_iter()
+        .collect();
+    assert!(asking.into_iter().all(|one| one.join().expect("no panic")));
+    assert_eq!(warming.join().expect("no panic").expect("warm"), 2);
+    assert_eq!(store.asked(), 1, "only the warm-up");
+    store.is_down.store(true, SeqCst);
+    lookup.clear();
+    assert!(
+        lookup.warm_up().is_err() && lookup.by_number("1").is_err(),
+        "a warm-up that failed holds nobody up"
+    );
+}
+
+#[test]
 fn a_hundred_coroutines_that_miss_one_number_ask_the_store_once() {
     let (fake, lookup) = over(vec![record("cafe", &["106"])]);
     *fake.takes.lock() = Duration::from_millis(100);

@@ -192,7 +192,7 @@ function serverTable() {
 function generator() {
   const share = (us) => trim(us / 1e4 / seconds / Math.max(run.machine.cores, 1), 3) + " %";
   const rows = [["this program, of all cores", share(run.own_cpu)], ["simulated Meta", share(run.meta_cpu)], ["server", share(run.server.cpu_loaded)],
-    ["others on this machine", share(run.others_cpu)], ["late by p50 / p99", `${time(run.lag.p50)} / ${time(run.lag.p99)}`]];
+    ...(run.mongodb_cpu ? [["FerretDB", share(run.mongodb_cpu)]] : []), ["others on this machine", share(run.others_cpu)], ["late by p50 / p99", `${time(run.lag.p50)} / ${time(run.lag.p99)}`]];
   return section(4, "Was the load's own program the limit?", `<p class="${shown.generator[0] ? "unsure" : "good"}">${text(shown.generator[1].split(";")[0])}</p>${pairs(rows)}`);
 }
 function repeat() {

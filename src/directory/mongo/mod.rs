@@ -1,7 +1,7 @@
 //! Businesses in MongoDB: the collection `businesses`, its documents as other programs write them.
 //!
 //! The original's query and projection answer a lookup. The driver blocks its caller and has no deadline of its
-//! own for a call, so calls run on named threads, as many as MONGODB_MAX_POOL_SIZE, and whoever asks waits no
+//! own for a call, so calls run on named threads, MONGODB_MAX_POOL_SIZE or 32 of them, and whoever asks waits no
 //! longer than [`READ_WITHIN`] or [`WRITE_WITHIN`]; a call that a frozen server holds comes back when the
 //! driver's monitor has noticed, and its late answer is dropped. The client is made by the first call, so a
 //! server that is away at the start delays nothing.
