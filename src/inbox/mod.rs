@@ -6,6 +6,15 @@
 //! What must be on disk before the 200 is the body; its items can be derived from it. So a commit is one row with all
 //! the bodies of all who waited (`committer`), and the items go into the transaction that is open after it (`derive`):
 //! one insert decides whether an item is new, and at a crash the newest commits are derived again (insert or ignore).
+//!
+//! Why it is cheap (500 connections, a closed loop of one 690 B status each, two shared cores of a VM on which the load
+//! generator costs 11.4 us a request): a durable 200 costs 17.4 us of CPU, all that follows it included. 13.5 us of it are
+//! the workers' (6.5 of them two recv and one send of the kernel's), 4 the committer's. One row a commit, its items in
+//! bulk and sorted, thousands at a time (`deferred`), made 17.5 of 22.2 us: a commit writes a few pages instead of one
+//! page an item. Besides, commits are 1 ms apart under load and at once otherwise, and all who waited are woken with one
+//! wake-up a worker (`waker`). Tried without a gain beyond the noise of 3 %: a log of 16 MiB instead of 4, a larger page
+//! cache, 8,000 items at a time, bodies copied to a shared buffer by the worker (and 17 MiB more), other congestion
+//! control than BBR.
 
 mod committer;
 mod counters;
