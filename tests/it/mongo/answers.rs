@@ -160,6 +160,19 @@ fn a_wrong_encryption_secret_is_one_error_and_its_messages_wait_for_the_mend() {
 }
 
 #[test]
+fn what_a_wrong_encryption_secret_held_up_is_answered_after_a_start_with_the_right_one() {
+    let database = Ferretdb::start();
+    Original::new(&database.uri())
+        .write(&[json!({"subDomain": "shop", "whatsappPhoneNumberIds": [SHOP], "token": "shop-token"})]);
+    let mut world = world(&database.uri(), &BOTH, &[("ENCRYPTION_SECRET", "another")]);
+    world.meta.say(SHOP, ANNA, "Anna", "hello");
+    until("it is told", SOON, || world.errors("can't be decrypted with this ENCRYPTION_SECRET") == 1);
+    world.settings.insert("ENCRYPTION_SECRET".to_owned(), harness::ENCRYPTION_SECRET.to_owned());
+    world.restart();
+    world.settles_with(&["hello"]);
+}
+
+#[test]
 fn a_change_is_seen_within_the_time_to_live_or_at_once_after_a_clear() {
     let database = Ferretdb::start();
     let original = Original::new(&database.uri());

@@ -116,6 +116,27 @@ fn a_write_gets_through_a_failover() {
 }
 
 #[test]
+fn between_two_primaries_a_secondary_answers_and_a_write_waits_for_the_next() {
+    let set = Peer::pair();
+    set.put(business(5));
+    let (directory, writing) = (directory(&set.uri()), store(&set.uri()));
+    assert!(directory.by_number("5").is_ok());
+    writing.upsert(vec![record("before")]).expect("the first primary");
+    set.step_down();
+    directory.clear();
+    let found = directory.by_number("5").expect("from a secondary");
+    assert_eq!(found.token.reveal(), "token-5");
+    let mut after = record("after");
+    after.phone_number_ids = vec!["78".to_owned()];
+    let waiting = std::thread::spawn(move || writing.upsert(vec![after]));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!waiting.is_finished());
+    set.elect(1);
+    assert_eq!(waiting.join().expect("no panic"), Ok(()));
+    assert_eq!((set.writes(0), set.writes(1), set.documents().len()), (1, 1, 3));
+}
+
+#[test]
 fn an_insert_whose_answer_is_lost_is_done_once() {
     let database = Ferretdb::start();
     let proxy = Proxy::start(database.address);

@@ -54,6 +54,14 @@ fn world(uri: &str, numbers: &[(&str, &str)], extra: &[(&str, &str)]) -> World {
 }
 
 impl World {
+    /// Drains it and starts it again, with the settings as they are now.
+    fn restart(&mut self) {
+        self.service.signal("TERM");
+        assert!(self.service.ended(2 * SOON).is_some_and(|status| status.success()));
+        self.service = Service::start(&self.settings);
+        self.meta.set_webhook_url(&self.service.url("/webhook"));
+    }
+
     fn texts(&self) -> Vec<String> {
         let mut texts: Vec<String> = self.meta.sent().iter().map(|s| s.text().expect("a text")).collect();
         texts.sort();

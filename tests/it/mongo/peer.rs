@@ -1,5 +1,5 @@
-//! A scripted server that says it is the primary of a replica set: holds documents, answers the few commands that the
-//! directory uses, and on demand says what a real one says in trouble.
+//! A scripted replica set, of one member or of two: holds documents, answers the few commands that the directory uses,
+//! elects, and on demand says what a real one says in trouble.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +26,12 @@ pub enum Reaction {
 
 #[derive(Default)]
 struct State {
+    members: Vec<SocketAddr>,
+    /// Which of the members; `None` between two elections.
+    primary: Option<usize>,
+    elections: u8,
+    /// Writes that each member did.
+    writes: HashMap<SocketAddr, usize>,
     documents: Vec<Document>,
     /// By the command's name: how many times more, and what.
     script: HashMap<&'static str, (usize, Reaction)>,
@@ -33,33 +39,66 @@ struct State {
 }
 
 pub struct Peer {
-    address: SocketAddr,
+    members: Vec<SocketAddr>,
     state: Arc<Mutex<State>>,
     is_over: Arc<AtomicBool>,
 }
 
 impl Peer {
+    /// One member, the primary.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let state = Arc::new(Mutex::new(State::default()));
+        Self::of(1)
+    }
+
+    /// A primary and a secondary, which has every document at once.
+    pub fn pair() -> Self {
+        Self::of(2)
+    }
+
+    fn of(count: usize) -> Self {
+        let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listeners: Vec<TcpListener> = (0..count).map(bind).collect();
+        let members: Vec<SocketAddr> =
+            listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect();
+        let state = State { members: members.clone(), primary: Some(0), ..State::default() };
+        let state = Arc::new(Mutex::new(state));
         let is_over = Arc::new(AtomicBool::new(false));
-        let (shared, over) = (Arc::clone(&state), Arc::clone(&is_over));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if over.load(SeqCst) {
-                    break;
+        for (listener, address) in listeners.into_iter().zip(members.clone()) {
+            let (shared, over) = (Arc::clone(&state), Arc::clone(&is_over));
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    if over.load(SeqCst) {
+                        break;
+                    }
+                    let shared = Arc::clone(&shared);
+                    std::thread::spawn(move || serve(stream, address, &shared));
                 }
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || serve(stream, address, &shared));
-            }
-        });
-        Self { address, state, is_over }
+            });
+        }
+        Self { members, state, is_over }
     }
 
     /// As a replica set, with the database `whatsapp`.
     pub fn uri(&self) -> String {
-        format!("mongodb://{}/whatsapp?replicaSet=rs0", self.address)
+        let hosts: Vec<String> = self.members.iter().map(ToString::to_string).collect();
+        format!("mongodb://{}/whatsapp?replicaSet=rs0", hosts.join(","))
+    }
+
+    /// Nobody is the primary.
+    pub fn step_down(&self) {
+        self.state.lock().primary = None;
+    }
+
+    /// This member is the primary from now on.
+    pub fn elect(&self, member: usize) {
+        let mut state = self.state.lock();
+        state.primary = Some(member);
+        state.elections += 1;
+    }
+
+    /// Writes that this member did.
+    pub fn writes(&self, member: usize) -> usize {
+        self.state.lock().writes.get(&self.members[member]).copied().unwrap_or_default()
     }
 
     pub fn put(&self, document: Document) {
@@ -91,7 +130,9 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.is_over.store(true, SeqCst);
-        let _ = TcpStream::connect(self.address);
+        for member in &self.members {
+            let _ = TcpStream::connect(member);
+        }
     }
 }
 
@@ -139,8 +180,17 @@ impl State {
     }
 
     fn answer(&mut self, name: &str, command: &Document, own: SocketAddr) -> Document {
+        let is_primary = self.primary.is_some_and(|member| self.members[member] == own);
+        let is_write = ["insert", "update", "delete"].contains(&name);
+        if is_write && !is_primary {
+            return not_primary(10_107, "NotWritablePrimary");
+        }
+        if name == "find" && !is_primary && !command.contains_key("$readPreference") {
+            return not_primary(13_435, "NotPrimaryNoSecondaryOk");
+        }
+        *self.writes.entry(own).or_default() += usize::from(is_write);
         match name {
-            "hello" | "ismaster" | "isMaster" => hello(own),
+            "hello" | "ismaster" | "isMaster" => self.hello(own, is_primary),
             "find" => {
                 let filter = command.get_document("filter").cloned().unwrap_or_default();
                 let limit = command.get_i64("limit").unwrap_or(i64::MAX).max(0) as usize;
@@ -184,6 +234,24 @@ impl State {
             }
         }
     }
+
+    fn hello(&self, own: SocketAddr, is_primary: bool) -> Document {
+        let hosts: Vec<String> = self.members.iter().map(ToString::to_string).collect();
+        let mut hello = doc! {
+            "ok": 1.0, "helloOk": true, "ismaster": is_primary, "isWritablePrimary": is_primary,
+            "secondary": !is_primary, "readOnly": !is_primary, "setName": "rs0", "setVersion": 1,
+            "hosts": &hosts, "me": own.to_string(), "maxBsonObjectSize": 16_777_216,
+            "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000, "localTime": DateTime::now(),
+            "logicalSessionTimeoutMinutes": 30, "minWireVersion": 0, "maxWireVersion": 21,
+        };
+        if let Some(primary) = self.primary {
+            hello.insert("primary", &hosts[primary]);
+        }
+        if is_primary {
+            hello.insert("electionId", ObjectId::from_bytes([self.elections + 1; 12]));
+        }
+        hello
+    }
 }
 
 fn name_of(command: &Document) -> String {
@@ -195,14 +263,8 @@ fn documents(command: &Document, field: &str) -> Vec<Document> {
     all.iter().map(|one| one.as_document().expect("a document").clone()).collect()
 }
 
-fn hello(own: SocketAddr) -> Document {
-    let own = own.to_string();
-    doc! {
-        "ok": 1.0, "helloOk": true, "ismaster": true, "isWritablePrimary": true, "secondary": false, "readOnly": false,
-        "setName": "rs0", "setVersion": 1, "electionId": ObjectId::from_bytes([1; 12]), "hosts": [&own], "primary": &own,
-        "me": &own, "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000,
-        "localTime": DateTime::now(), "logicalSessionTimeoutMinutes": 30, "minWireVersion": 0, "maxWireVersion": 21,
-    }
+fn not_primary(code: i32, name: &str) -> Document {
+    doc! { "ok": 0.0, "code": code, "codeName": name, "errmsg": "not the primary" }
 }
 
 /// Equality, membership of an array, and `$in`: what the directory asks for.
