@@ -20,7 +20,7 @@ use whatsapp_webhook::directory::tokens::{Keys, MEMO_MAX, Memo};
 use whatsapp_webhook::secret::Secret;
 
 use crate::judge::Band;
-use crate::pair::{Case, Pairs, at_once};
+use crate::pair::{Case, Pairs, at_once, each};
 
 const BUSINESSES: usize = 1_000;
 
@@ -120,11 +120,7 @@ fn both(
         let first = NEXT.fetch_add(calls, Relaxed);
         first..first + calls
     };
-    let once = |work: &dyn Fn(usize, std::ops::Range<u64>), calls| {
-        let start = whatsapp_webhook::clock::monotonic();
-        work(0, take(calls));
-        whatsapp_webhook::clock::monotonic() - start
-    };
+    let once = |work: &dyn Fn(usize, std::ops::Range<u64>), calls| each(|| work(0, take(calls)))(1);
     pairs.timed(case(name, bands[0]), |calls| once(&ours, calls), |calls| once(&floor, calls));
     let two = format!("{name}, by 2 threads at once");
     pairs.timed(

@@ -23,7 +23,7 @@ use crate::pair::{Case, Pairs, each};
 const CONNECTIONS: [(u64, Band); 4] =
     [(1, Band(1.0, 6.0)), (8, Band(1.0, 6.0)), (64, Band(1.0, 6.0)), (500, Band(1.0, 6.0))];
 /// Bodies that a connection appends in a call, one after the other.
-const APPENDS: u64 = 8;
+const APPENDS: u64 = 4;
 /// Size of the plain file: it is overwritten in turns, as a log is that is checkpointed.
 const FILE_BYTES: usize = 4 << 20;
 

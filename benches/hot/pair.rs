@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
@@ -13,10 +13,15 @@ use whatsapp_webhook::clock;
 
 use crate::judge::{self, Band, Row};
 
-/// What a round takes at least, if one call does not take longer.
-const ROUND: Duration = Duration::from_millis(2);
-/// Rounds of each with `--quick`, and without.
-const ROUNDS: (u32, u32) = (12, 60);
+/// What a round takes at least. So short that on a busy machine many still have their core to themselves.
+const ROUND: Duration = Duration::from_micros(200);
+/// Rounds of each.
+const ROUNDS_MIN: u32 = 10;
+const ROUNDS_MAX: u32 = 1_000;
+
+/// How long both are measured in turns, with `--quick` and without; of criterion's measurement the most.
+const QUICK: Duration = Duration::from_millis(200);
+const FULL: Duration = Duration::from_secs(2);
 
 /// What is compared with what.
 pub struct Case<'a> {
@@ -35,7 +40,7 @@ pub struct Case<'a> {
 /// All that ran.
 pub struct Pairs {
     criterion: Criterion,
-    rounds: u32,
+    patience: Duration,
     is_judged: bool,
     rows: Vec<Row>,
 }
@@ -44,16 +49,14 @@ impl Pairs {
     /// As the command line wants it.
     pub fn from_args() -> Self {
         let has = |wanted: &str| std::env::args().any(|arg| arg.split('=').next() == Some(wanted));
-        let is_quick = has("--quick");
-        // with --quick this is how long a noisy one may take to settle
-        let most = Duration::from_millis(if is_quick { 300 } else { 2000 });
+        let patience = if has("--quick") { QUICK } else { FULL };
         let criterion = Criterion::default()
             .sample_size(30)
             .warm_up_time(Duration::from_millis(500))
-            .measurement_time(most);
+            .measurement_time(patience);
         Self {
             criterion: criterion.configure_from_args(),
-            rounds: if is_quick { ROUNDS.0 } else { ROUNDS.1 },
+            patience,
             is_judged: has("--bench") && !has("--test") && !has("--profile-time"),
             rows: Vec::new(),
         }
@@ -86,7 +89,7 @@ impl Pairs {
             black_box(floor(1));
             return;
         }
-        let (ns, floor_ns) = in_turns(&mut ours, &mut floor, self.rounds);
+        let (ns, floor_ns) = in_turns(&mut ours, &mut floor, self.patience);
         self.rows.push(Row {
             name: format!("{}/{}", case.group, case.name),
             ns: ns / case.per as f64,
@@ -124,28 +127,37 @@ pub fn each<T>(mut call: impl FnMut() -> T) -> impl FnMut(u64) -> Duration {
     }
 }
 
-/// How long two threads at once need for so many calls each. `work` is told which of them it is on.
+/// How long it takes until two threads at once have done so many calls each. `work` is told which of them it is
+/// on. Counts from the first's begin to the last's end: where they did not overlap, it is no good round.
 pub fn at_once(calls: u64, work: impl Fn(usize, u64) + Sync) -> Duration {
-    let barrier = Barrier::new(2);
+    let there = AtomicUsize::new(0);
     let run = |thread| {
-        barrier.wait();
+        there.fetch_add(1, SeqCst);
+        while there.load(SeqCst) < 2 {
+            std::thread::yield_now();
+        }
         let start = clock::monotonic();
         work(thread, calls);
-        clock::monotonic() - start
+        (start, clock::monotonic())
     };
     std::thread::scope(|scope| {
         let other = scope.spawn(|| run(1));
-        run(0).max(other.join().expect("no call panics"))
+        let (mine, other) = (run(0), other.join().expect("no call panics"));
+        mine.1.max(other.1) - mine.0.min(other.0)
     })
 }
 
 type Timed<'a> = &'a mut dyn FnMut(u64) -> Duration;
 
 /// Nanoseconds of a call of each: the best of their rounds.
-fn in_turns(ours: Timed<'_>, floor: Timed<'_>, rounds: u32) -> (f64, f64) {
+fn in_turns(ours: Timed<'_>, floor: Timed<'_>, patience: Duration) -> (f64, f64) {
     let (calls, floor_calls) = (fill_a_round(ours), fill_a_round(floor));
     let mut best = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..rounds {
+    let end = clock::monotonic() + patience;
+    for round in 0..ROUNDS_MAX {
+        if round >= ROUNDS_MIN && clock::monotonic() > end {
+            break;
+        }
         best.0 = best.0.min(ours(calls).as_nanos() as f64 / calls as f64);
         best.1 = best.1.min(floor(floor_calls).as_nanos() as f64 / floor_calls as f64);
     }
