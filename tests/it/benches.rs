@@ -49,7 +49,8 @@ fn the_table_names_those_that_are_out_and_only_those() {
     assert!(lines[0].starts_with("good") && lines[0].ends_with(" ok"), "{text}");
     assert!(lines[1].ends_with(" near"), "{text}");
     assert!(lines[2].contains("10.00  2..3") && lines[2].ends_with("OUT: slower than the band"), "{text}");
-    let (text, out) = table(&[row("fast", 1.0, 40.0)]);
+    let fast = [row("fast", 1.0, 40.0)];
+    let (text, out) = table(&fast);
     assert_eq!(out, ["fast"]);
     assert!(text.trim_end().ends_with("OUT: faster than the band: tighten it"), "{text}");
     assert_eq!(table(&rows[..2]).1, [""; 0]);
