@@ -161,10 +161,10 @@ fn in_turns(ours: Timed<'_>, floor: Timed<'_>, patience: Duration) -> (f64, f64)
     best
 }
 
-/// So many calls that they take a [`ROUND`].
+/// So many calls that they take a [`ROUND`], and not only since something came in between.
 fn fill_a_round(timed: Timed<'_>) -> u64 {
     let mut calls = 1;
-    while timed(calls) < ROUND {
+    while (0..4).any(|_| timed(calls) < ROUND) {
         calls *= 2;
     }
     calls
