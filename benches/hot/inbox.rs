@@ -22,7 +22,7 @@ use crate::pair::{Case, Pairs, each};
 /// Connections with the ratio. Wide: disks differ more than memory does, and on a busy machine a commit waits for
 /// its thread and for those who are to join it.
 const CONNECTIONS: [(u64, Band); 4] =
-    [(1, Band(1.0, 4.5)), (8, Band(0.6, 10.0)), (64, Band(1.0, 12.0)), (500, Band(2.5, 18.0))];
+    [(1, Band(1.0, 8.0)), (8, Band(0.6, 12.0)), (64, Band(1.0, 14.0)), (500, Band(2.5, 18.0))];
 /// Bodies that a connection appends in a call, one after the other.
 const APPENDS: u64 = 4;
 /// Size of the plain file: it is overwritten in turns, as a log is that is checkpointed.

@@ -26,7 +26,7 @@ const ON_TAPE: [(&str, [Band; 3]); 3] = [
 
 /// Kinds with the ratio to serde_json's skipping: read by the scan, since the tape can't or bytes are wanted.
 const SCANNED: [(&str, [Band; 3]); 4] = [
-    ("error", [Band(6.0, 7.5), Band(5.0, 6.0), Band(5.0, 6.0)]),
+    ("error", [Band(6.0, 8.0), Band(5.0, 6.0), Band(5.0, 6.0)]),
     ("other_field", [Band(5.0, 6.5), Band(5.0, 6.0), Band(5.0, 6.2)]),
     ("odd_text", [Band(6.5, 8.0), Band(6.5, 8.0), Band(6.5, 8.0)]),
     ("unparsed", [Band(2.8, 3.6), Band(2.2, 2.8), Band(2.2, 2.9)]),
