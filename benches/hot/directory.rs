@@ -25,9 +25,9 @@ use crate::pair::{Case, Pairs, at_once, each};
 const BUSINESSES: usize = 1_000;
 
 /// By one thread, and by two at once.
-const HIT: [Band; 2] = [Band(2.3, 3.4), Band(2.0, 4.0)];
-const MISS: [Band; 2] = [Band(1.6, 4.0), Band(1.6, 4.0)];
-const ABSENT: [Band; 2] = [Band(1.0, 1.3), Band(1.0, 1.4)];
+const HIT: [Band; 2] = [Band(2.3, 3.4), Band(2.0, 4.5)];
+const MISS: [Band; 2] = [Band(1.6, 4.0), Band(1.6, 4.5)];
+const ABSENT: [Band; 2] = [Band(1.0, 1.3), Band(1.0, 1.9)];
 /// Two that do nothing else meet at the one lock of an insert, and then wait in the kernel.
 const EVICT: [Band; 2] = [Band(1.3, 2.0), Band(1.2, 15.0)];
 const DECRYPT: Band = Band(4.0, 7.0);
