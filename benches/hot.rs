@@ -3,12 +3,12 @@
 //! `cargo bench` takes minutes and keeps criterion's history; `cargo bench -- --quick` takes less than one;
 //! `cargo bench -- webhook` runs and judges only what has that in its name.
 //!
-//! At the end comes one table. `ns` is the time of one item (a body, a message, a call), the best of several
-//! short rounds; `floor` what stands beside it, measured in turns with it, so that noise meets both; `ratio` the
-//! one divided by the other: it says what the design costs, whatever the machine. `band` is where the ratio was
-//! on an idle and on a busy machine; it stands beside its bench as a constant. `ok`: within it. `near`: outside
-//! by less than two times. `OUT`: by two times or more, in either direction, and the program ends with exit code
-//! 1: it got slower, or it got faster and the band is to be tightened, so that the gain is not lost unseen.
+//! At the end comes one table. `ns` is the time of one item (a body, a message, a call): of many short rounds one of
+//! the quickest, hardly disturbed. `floor` is what stands beside it, measured in turns with it, so that noise meets
+//! both. `ratio` is the one divided by the other: what the design costs, whatever the machine. `band` is where the
+//! ratio was on an idle and on a busy machine; it stands beside its bench as a constant. `ok`: within it. `near`:
+//! outside, by less than two times. `OUT`: by two times or more, in either direction, and the program ends with exit
+//! code 1: it got slower, or it got faster and the band is to be tightened, so that the gain is not lost unseen.
 //!
 //! "by 2 threads at once" is the time that each of them needs for one call, on a shared thing; the floor's
 //! threads have one each. `inbox/append` writes to the disk that holds the target folder.

@@ -16,7 +16,7 @@ use crate::pair::{Case, Pairs};
 use crate::webhook::skipped;
 
 const REQUEST: Band = Band(0.9, 1.3);
-const SUCCESS: Band = Band(1.6, 2.2);
+const SUCCESS: Band = Band(1.5, 2.2);
 const ERROR: Band = Band(10.0, 13.0);
 
 const REPLY: &str = "Yes, it comes in blue, green and a dark red. Shall I put one of them aside for you?";

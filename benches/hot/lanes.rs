@@ -22,7 +22,7 @@ const BATCH: u64 = 100;
 /// Numbers that the works are for, with the ratio.
 const PURE: [(u64, Band); 3] = [(1, Band(25.0, 50.0)), (10, Band(30.0, 55.0)), (1000, Band(35.0, 60.0))];
 /// Wide: on a busy machine it is the scheduler that is measured.
-const TURN: Band = Band(0.3, 6.0);
+const TURN: Band = Band(0.3, 9.0);
 
 /// All of them.
 pub fn bench(pairs: &mut Pairs) {

@@ -16,8 +16,12 @@ use crate::judge::{self, Band, Row};
 /// What a round takes at least. So short that on a busy machine many still have their core to themselves.
 const ROUND: Duration = Duration::from_micros(200);
 /// Rounds of each.
-const ROUNDS_MIN: u32 = 10;
-const ROUNDS_MAX: u32 = 1_000;
+const ROUNDS_MIN: usize = 10;
+const ROUNDS_MAX: usize = 1_000;
+
+/// Tries of a round of two threads until they are there together for this part of it.
+const TRIES: u32 = 20;
+const TOGETHER: f64 = 0.8;
 
 /// How long both are measured in turns, with `--quick` and without; of criterion's measurement the most.
 const QUICK: Duration = Duration::from_millis(200);
@@ -67,12 +71,34 @@ impl Pairs {
         self.timed(case, each(ours), each(floor));
     }
 
-    /// The same for what measures itself: both are given a number of calls and return how long these took.
+    /// The same for what measures itself: both are given a number of calls and return how long these took. Of the
+    /// rounds counts the one that a tenth is quicker than: hardly anything came in between.
     pub fn timed(
+        &mut self,
+        case: Case<'_>,
+        ours: impl FnMut(u64) -> Duration,
+        floor: impl FnMut(u64) -> Duration,
+    ) {
+        self.ranked(case, ours, floor, 10);
+    }
+
+    /// The same for two threads [`at_once`]. Here a quarter is quicker: the best rounds are those in which the two
+    /// did not meet.
+    pub fn together(
+        &mut self,
+        case: Case<'_>,
+        ours: impl Fn(usize, u64) + Sync,
+        floor: impl Fn(usize, u64) + Sync,
+    ) {
+        self.ranked(case, |calls| at_once(calls, &ours), |calls| at_once(calls, &floor), 4);
+    }
+
+    fn ranked(
         &mut self,
         case: Case<'_>,
         mut ours: impl FnMut(u64) -> Duration,
         mut floor: impl FnMut(u64) -> Duration,
+        share: usize,
     ) {
         let mut ran = false;
         let mut group = self.criterion.benchmark_group(case.group);
@@ -89,7 +115,7 @@ impl Pairs {
             black_box(floor(1));
             return;
         }
-        let (ns, floor_ns) = in_turns(&mut ours, &mut floor, self.patience);
+        let (ns, floor_ns) = in_turns(&mut ours, &mut floor, self.patience, share);
         self.rows.push(Row {
             name: format!("{}/{}", case.group, case.name),
             ns: ns / case.per as f64,
@@ -128,37 +154,54 @@ pub fn each<T>(mut call: impl FnMut() -> T) -> impl FnMut(u64) -> Duration {
 }
 
 /// How long the slower of two threads at once needs for so many calls. `work` is told which of them it is on.
-/// Where other processes keep one of them off its core they hardly meet: then it is what one alone needs.
-pub fn at_once(calls: u64, work: impl Fn(usize, u64) + Sync) -> Duration {
+/// Tried again where they were hardly there together; on a machine too busy for two it is what one alone needs.
+fn at_once(calls: u64, work: &(impl Fn(usize, u64) + Sync)) -> Duration {
+    let mut slower = Duration::ZERO;
+    for _ in 0..TRIES {
+        let [one, other] = of_two(calls, work);
+        slower = (one.1 - one.0).max(other.1 - other.0);
+        let both = one.1.min(other.1).saturating_sub(one.0.max(other.0));
+        if both.as_secs_f64() >= TOGETHER * slower.as_secs_f64() {
+            break;
+        }
+    }
+    slower
+}
+
+/// Begin and end on each of two threads that begin together.
+fn of_two(calls: u64, work: &(impl Fn(usize, u64) + Sync)) -> [(Duration, Duration); 2] {
     let there = AtomicUsize::new(0);
     let run = |thread| {
         there.fetch_add(1, SeqCst);
         while there.load(SeqCst) < 2 {
             std::thread::yield_now();
         }
-        each(|| work(thread, calls))(1)
+        let start = clock::monotonic();
+        work(thread, calls);
+        (start, clock::monotonic())
     };
     std::thread::scope(|scope| {
         let other = scope.spawn(|| run(1));
-        run(0).max(other.join().expect("no call panics"))
+        [run(0), other.join().expect("no call panics")]
     })
 }
 
 type Timed<'a> = &'a mut dyn FnMut(u64) -> Duration;
 
-/// Nanoseconds of a call of each: the best of their rounds.
-fn in_turns(ours: Timed<'_>, floor: Timed<'_>, patience: Duration) -> (f64, f64) {
+/// Nanoseconds of a call of each, in the round that one in `share` is quicker than.
+fn in_turns(ours: Timed<'_>, floor: Timed<'_>, patience: Duration, share: usize) -> (f64, f64) {
     let (calls, floor_calls) = (fill_a_round(ours), fill_a_round(floor));
-    let mut best = (f64::INFINITY, f64::INFINITY);
+    let (mut all, mut floor_all) = (Vec::new(), Vec::new());
     let end = clock::monotonic() + patience;
-    for round in 0..ROUNDS_MAX {
-        if round >= ROUNDS_MIN && clock::monotonic() > end {
-            break;
-        }
-        best.0 = best.0.min(ours(calls).as_nanos() as f64 / calls as f64);
-        best.1 = best.1.min(floor(floor_calls).as_nanos() as f64 / floor_calls as f64);
+    while all.len() < ROUNDS_MIN || (all.len() < ROUNDS_MAX && clock::monotonic() < end) {
+        all.push(ours(calls));
+        floor_all.push(floor(floor_calls));
     }
-    best
+    let of = |mut rounds: Vec<Duration>, calls: u64| {
+        rounds.sort_unstable();
+        rounds[rounds.len() / share].as_nanos() as f64 / calls as f64
+    };
+    (of(all, calls), of(floor_all, floor_calls))
 }
 
 /// So many calls that they take a [`ROUND`], and not only since something came in between.
