@@ -174,9 +174,11 @@ impl Turns {
         let first = &batch.messages[0];
         let last = &batch.messages[batch.messages.len() - 1];
         let session = format!("{}:{}", business.sub_domain, first.conversation);
+        // two documents may have one subdomain: what is remembered stays with the business that heard it
+        let memory = format!("{session}@{}", business.id);
         let phone_number_id = first.phone_number_id.clone();
         let typing = typing::Typing::start(&self.graph, business, &phone_number_id, &last.wamid);
-        let history = match self.history(&session) {
+        let history = match self.history(&memory) {
             Ok(history) => history,
             Err(failure) => return self.failed_before_answer(batch, &failure),
         };
@@ -205,7 +207,7 @@ impl Turns {
             conversation: batch.works[0].conversation,
             phone_number_id,
             to: last.reply_to.clone(),
-            session,
+            session: memory,
             replies: answer.replies,
             remember: answer.remember,
             history_max: self.agent_config.history,

@@ -315,7 +315,8 @@ fn list(config: &config::Directory, store: &dyn Store) -> Result<String, String>
     let keys = reading_keys(config);
     let rows = records.iter().map(|record| {
         let token = token_state(&keys, record.access_token.as_ref());
-        [record.sub_domain.clone(), state(record).to_owned(), token, numbers(record), printable(&record.name)]
+        let texts = [&record.sub_domain, state(record), &token, &numbers(record), &record.name];
+        texts.map(printable)
     });
     let head = ["SUBDOMAIN", "STATE", "TOKEN", "PHONE NUMBER IDS", "NAME"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();

@@ -14,8 +14,8 @@ use crate::directory::store::{Record, Store, Swap, TokenField, all};
 use crate::directory::tokens::{Keys, Rotated};
 use crate::{config, directory};
 
-/// Tokens that are stored in one step.
-const STEP: usize = 100;
+/// Tokens that are handed to the store at once: if it fails, so many at most are stored and not counted.
+const STEP: usize = 10;
 /// Times that the businesses are gone through: what others stored with the old secret meanwhile is found then.
 const PASSES_MAX: usize = 3;
 /// Businesses whose trouble is named.

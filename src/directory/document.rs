@@ -105,12 +105,17 @@ impl Text {
 }
 
 impl Date {
-    /// A date before 1970 or after 9999 comes as milliseconds; it is kept as they are.
+    /// As RFC 3339. `mongoexport` writes milliseconds in its canonical form, and for dates before 1970 or after 9999;
+    /// those that RFC 3339 has no form for stay as they are.
     fn into_string(self) -> String {
+        let from_millis = |millis: i64| {
+            let date = mongodb::bson::DateTime::from_millis(millis);
+            date.try_to_rfc3339_string().unwrap_or_else(|_| millis.to_string())
+        };
         match self {
             Self::Text(text) | Self::Wrapped { date: Moment::Text(text) } => text,
-            Self::Wrapped { date: Moment::Millis(millis) } => millis.to_string(),
-            Self::Wrapped { date: Moment::Wrapped { millis } } => millis,
+            Self::Wrapped { date: Moment::Millis(millis) } => from_millis(millis),
+            Self::Wrapped { date: Moment::Wrapped { millis } } => millis.parse().map_or(millis, from_millis),
         }
     }
 }
@@ -137,7 +142,10 @@ pub fn to_line(record: &Record) -> String {
 pub fn from_line(line: &str) -> Result<Record, String> {
     let read: Read = serde_json::from_str(line).map_err(|e| {
         let what = match e.classify() {
-            serde_json::error::Category::Data => "a field is missing or has another type than the document's",
+            serde_json::error::Category::Data if e.to_string().starts_with("missing field") => {
+                "there is no subDomain in it"
+            }
+            serde_json::error::Category::Data => "a field has another type than the document's",
             _ => "it is not JSON",
         };
         format!("{what} (column {})", e.column())
@@ -180,6 +188,11 @@ mod tests {
         assert_eq!(record.phone_number_ids, ["106", "107"]);
         assert_eq!(record.token_expires_at.as_deref(), Some("2027-01-01T00:00:00Z"));
         assert!(record.is_live() && record.refresh_token.is_none() && record.meta_app.is_none());
+        for canonical in [r#"{"$numberLong":"1700000000000"}"#, "1700000000000"] {
+            let line = format!(r#"{{"subDomain":"a","whatsappTokenExpiresAt":{{"$date":{canonical}}}}}"#);
+            let record = from_line(&line).expect("readable");
+            assert_eq!(record.token_expires_at.as_deref(), Some("2023-11-14T22:13:20Z"));
+        }
     }
 
     #[test]
@@ -190,6 +203,7 @@ mod tests {
             let error = from_line(line).expect_err("bad");
             assert!(!error.contains("SECRET"), "{error}");
         }
+        assert!(from_line(r#"{"name":"x"}"#).expect_err("bad").contains("no subDomain"));
         let deep = format!("{{\"subDomain\":\"a\",\"x\":{}", "[".repeat(60_000));
         assert!(from_line(&deep).is_err(), "nesting is bounded by the parser");
     }

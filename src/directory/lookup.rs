@@ -5,7 +5,7 @@
 //! without one the answer is `directory_unavailable`, to be tried again. Refusals are remembered for
 //! [`ABSENT_TTL`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -293,15 +293,21 @@ impl Lookup {
         }
     }
 
-    /// Walks the whole store, so that a number that two businesses claim is not taken from the first one.
+    /// Walks the whole store, so that a number that two businesses claim is not taken from the first one. Tells of
+    /// every document that can't be right: one without a right number is found by no lookup.
     fn warm_up_at(&self, now: Duration) -> Result<usize, Failure> {
         let epochs = self.numbers.epochs();
         let mut claimed_twice: HashMap<u64, bool> = HashMap::new();
         let mut chosen: Vec<Record> = Vec::new();
+        let mut sub_domains: HashSet<u64> = HashSet::new();
         let mut room = self.max_size;
         let walked = all(&*self.store, |record| {
+            self.judge.tell_fault(&record);
             if !record.is_live() {
                 return true;
+            }
+            if record.fault.is_none() && !sub_domains.insert(hash64(&[record.sub_domain.as_bytes()])) {
+                self.judge.tell_twin(&record);
             }
             for number in &record.phone_number_ids {
                 claimed_twice

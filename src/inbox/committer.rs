@@ -108,8 +108,9 @@ impl Committer {
         let connection = store::open(data_dir)?;
         let path = data_dir.join(store::FILE);
         let gate = Gate::open(data_dir).map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
+        let tables = Tables::new(connection).map_err(|e| store::OpenError::Sqlite(path.clone(), e))?;
         let mut committer = Self {
-            tables: Tables::new(connection),
+            tables,
             flights: Arc::clone(&shared.flights),
             counters: Arc::clone(&shared.counters),
             parser,
@@ -172,6 +173,7 @@ impl Committer {
     /// The thread's life: until `Close`, or until a commit fails (or it panics, which is a bug, and must not leave
     /// requests waiting for ever).
     pub fn run(mut self) {
+        super::eager::ask_for_short_slices();
         let mut group = Group::default();
         let why = match catch_unwind(AssertUnwindSafe(|| self.live(&mut group))) {
             Ok(Ok(())) => return,
@@ -238,6 +240,7 @@ impl Committer {
         if waited_for {
             self.end()?;
             self.tell(group, stored, received_ms);
+            self.tables.checkpoint_if_due();
         }
         let now = clock::monotonic();
         if self.deferred.is_due(now, self.last_group < PACED_GROUP_MIN) {
@@ -258,7 +261,11 @@ impl Committer {
             }
         }
         self.end_if_due()?;
-        if self.open_since.is_none() && self.deferred.is_empty() { self.chores() } else { Ok(()) }
+        if self.open_since.is_some() || !self.deferred.is_empty() {
+            return Ok(());
+        }
+        self.tables.checkpoint_if_due();
+        self.chores()
     }
 
     /// After the commit: wake all who waited.

@@ -20,6 +20,7 @@ mod committer;
 mod counters;
 mod deferred;
 mod derive;
+mod eager;
 pub mod embedded;
 mod flights;
 mod insert;
@@ -233,7 +234,7 @@ pub struct NewTurn {
     pub phone_number_id: String,
     /// To whom.
     pub to: Recipient,
-    /// `subDomain:customer`, for the memory.
+    /// Under which the memory keeps it: one for each customer of each business.
     pub session: String,
     /// Message bodies without addressing.
     pub replies: Vec<Box<RawValue>>,

@@ -9,6 +9,8 @@ use crate::directory::store::{Record, Store, StoreError, all};
 
 /// Businesses that one import takes: it is one transaction, during which the service can't commit.
 const IMPORT_MAX: usize = 10_000;
+/// Windows writes it in front of a file.
+const BOM: char = '\u{feff}';
 /// Faults that one import names.
 const FAULTS_MAX: usize = 100;
 
@@ -46,7 +48,7 @@ pub fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String>
         }
         match line {
             Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => match document::from_line(&line) {
+            Ok(line) => match document::from_line(line.trim_start_matches(BOM)) {
                 Ok(record) => {
                     faults.extend(check(&record).into_iter().map(|fault| format!("line {number}: {fault}")));
                     if let Some(earlier) = lines.insert(record.sub_domain.clone(), number) {

@@ -26,6 +26,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(60);
 /// How often the monitor looks at each server: a frozen one is noticed after this and [`CONNECT_WITHIN`].
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The specification's `minHeartbeatFrequencyMS`.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(500);
 /// Pauses between attempts of one call.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(50),
@@ -150,7 +152,8 @@ fn options(config: &Mongodb) -> mongodb::error::Result<ClientOptions> {
     options.connect_timeout.get_or_insert(CONNECT_WITHIN);
     options.server_selection_timeout.get_or_insert(CONNECT_WITHIN);
     options.max_idle_time.get_or_insert(IDLE);
-    options.heartbeat_freq.get_or_insert(HEARTBEAT);
+    // less than that the driver refuses at every call
+    options.heartbeat_freq = Some(options.heartbeat_freq.unwrap_or(HEARTBEAT).max(HEARTBEAT_MIN));
     options.retry_reads.get_or_insert(true);
     options.retry_writes.get_or_insert(true);
     let preferred = SelectionCriteria::ReadPreference(ReadPreference::PrimaryPreferred { options: None });

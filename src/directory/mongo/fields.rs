@@ -30,10 +30,16 @@ pub fn projection() -> Document {
 /// The record, with what is wrong in its `fault`.
 pub fn record(document: &Document) -> Record {
     let mut reader = Reader { document, faults: Vec::new() };
-    let sub_domain = reader.text("subDomain").unwrap_or_else(|| {
-        reader.fault("subDomain", "is missing");
-        String::new()
-    });
+    let sub_domain = match reader.text("subDomain") {
+        Some(text) => text,
+        None => {
+            reader.fault("subDomain", "is missing");
+            String::new()
+        }
+    };
+    if matches!(document.get_str("subDomain"), Ok("")) {
+        reader.fault("subDomain", "is empty");
+    }
     let mut record = Record {
         id: document.get("_id").map_or_else(String::new, id_text),
         name: reader.text("name").unwrap_or_else(|| sub_domain.clone()),
@@ -274,6 +280,7 @@ mod tests {
         for (field, value, word) in [
             ("subDomain", Bson::Null, "missing"),
             ("subDomain", Bson::Int32(1), "a number"),
+            ("subDomain", Bson::String(String::new()), "empty"),
             ("name", Bson::Array(Vec::new()), "an array"),
             ("wabaId", Bson::Int64(7), "a number"),
             ("whatsappPhoneNumberIds", Bson::String("106".into()), "a string"),

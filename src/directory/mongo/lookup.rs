@@ -29,7 +29,10 @@ pub fn by_number(businesses: &Collection<Document>, number: &str) -> Result<Vec<
     if !found.is_empty() {
         return Ok(found);
     }
-    find(businesses, doc! { "whatsappPhoneNumberIds": number }, CLAIMANTS_MAX)
+    // one who stored it as a number is told so, and not that nobody has it
+    let mut forms = vec![Bson::String(number.to_owned())];
+    forms.extend(number.parse().map(Bson::Int64));
+    find(businesses, doc! { "whatsappPhoneNumberIds": { "$in": forms } }, CLAIMANTS_MAX)
 }
 
 /// Those of the subdomain, active or not.

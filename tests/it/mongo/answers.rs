@@ -141,6 +141,41 @@ fn a_bad_document_is_one_error_with_its_id_and_field_and_the_others_go_on() {
 }
 
 #[test]
+fn a_number_that_was_stored_as_a_number_is_named_and_its_messages_wait() {
+    let database = Ferretdb::start();
+    let original = Original::new(&database.uri());
+    let number: u64 = BANK.parse().expect("digits");
+    original.write(&[
+        json!({"subDomain": "bank", "whatsappPhoneNumberIds": [number], "token": "bank-token",
+               "_id": {"$oid": "65f000000000000000000001"}}),
+        json!({"subDomain": "", "whatsappPhoneNumberIds": ["3"], "token": "x", "_id": {"$oid": "65f000000000000000000002"}}),
+    ]);
+    let world = world(&database.uri(), &BOTH, &[]);
+    let line = "65f000000000000000000001: whatsappPhoneNumberIds has an entry that is a number";
+    until("the warm-up tells it", SOON, || world.errors(line) == 1);
+    until("and the other one", SOON, || world.errors("65f000000000000000000002: subDomain is empty") == 1);
+    world.meta.say(BANK, ANNA, "Anna", "hello");
+    world.has("parked", "business_invalid");
+    original.set("bank", &json!({"whatsappPhoneNumberIds": [BANK]}));
+    world.clear_cache();
+    world.settles_with(&["hello"]);
+}
+
+#[test]
+fn two_businesses_of_one_subdomain_are_told_of_and_answered_each_with_its_own_token() {
+    let database = Ferretdb::start();
+    Original::new(&database.uri()).write(&[
+        json!({"subDomain": "same", "whatsappPhoneNumberIds": [SHOP], "token": "shop-token"}),
+        json!({"subDomain": "same", "whatsappPhoneNumberIds": [BANK], "token": "bank-token"}),
+    ]);
+    let world = world(&database.uri(), &BOTH, &[]);
+    until("they are told of", SOON, || world.told("several live businesses have this subDomain") == 1);
+    world.meta.say(SHOP, ANNA, "Anna", "to the shop");
+    world.meta.say(BANK, ANNA, "Anna", "to the bank");
+    world.settles_with(&["to the bank", "to the shop"]);
+}
+
+#[test]
 fn a_wrong_encryption_secret_is_one_error_and_its_messages_wait_for_the_mend() {
     let database = Ferretdb::start();
     let original = Original::new(&database.uri());
