@@ -217,6 +217,7 @@ fn metrics() -> Vec<&'static [&'static dyn Metric]> {
         agent::METRICS,
         graph::METRICS,
         crate::net::METRICS,
+        crate::ops::stderr::METRICS,
     ]
 }
 

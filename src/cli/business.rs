@@ -57,7 +57,7 @@ pub struct Add {
     /// The name shown to operators and agents
     #[arg(long)]
     pub name: Option<String>,
-    /// The subdomain: what the business is called by; 1 to 63 of a-z, 0-9, `-`, `_`, `.`
+    /// The subdomain: what the business is called by; 1 to 63 of letters, digits, `-`, `_`, `.`
     #[arg(long)]
     pub subdomain: String,
     /// The phone number id at Meta (digits; not the number itself), or several; replaces those that are there

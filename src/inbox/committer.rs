@@ -85,6 +85,7 @@ pub struct Committer {
     last_chores: Duration,
     data_version: i64,
     replays: i64,
+    presence: store::Presence,
 }
 
 /// What `run` collects until the commit.
@@ -130,6 +131,7 @@ impl Committer {
             last_chores: Duration::ZERO,
             data_version: 0,
             replays: 0,
+            presence: store::Presence::new(data_dir),
         };
         committer.read_book().map_err(|e| store::OpenError::Sqlite(path, e))?;
         Ok(committer)
@@ -379,9 +381,14 @@ impl Committer {
         Ok(())
     }
 
-    /// Between transactions: retention, and whether another process replayed something.
+    /// Between transactions: whether the files are there, retention, and whether another process replayed something.
     fn chores(&mut self) -> rusqlite::Result<()> {
         self.last_chores = clock::monotonic();
+        if let Some(path) = self.presence.missing() {
+            let what = format!("{} was removed or replaced while it is in use", path.display());
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_VNODE);
+            return Err(rusqlite::Error::SqliteFailure(code, Some(what)));
+        }
         let version = self.tables.data_version()?;
         if version != self.data_version {
             self.data_version = version;
