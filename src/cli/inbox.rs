@@ -98,6 +98,7 @@ struct Found {
 /// Runs it.
 pub fn run(command: &Command) -> Result<(), Failed> {
     log_to_stderr("warn");
+    crate::ops::process::end_on_broken_pipe();
     let folder = read::data_dir_only(Vars::from_process()).map_err(Failed::Config)?;
     if !folder.join(store::FILE).exists() {
         return Err(Failed::Other(format!(

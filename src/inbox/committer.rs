@@ -35,6 +35,10 @@ pub const OPEN_MAX: Duration = Duration::from_millis(200);
 const PACE: Duration = Duration::from_millis(1);
 /// A group of this many bodies is load.
 const PACED_GROUP_MIN: usize = 8;
+/// Under full load, this far: who waits then waits for a core and not for the commit, and half the commits cost half.
+const FULL_PACE: Duration = Duration::from_millis(2);
+/// A group of this many bodies is full load.
+const FULL_GROUP_MIN: usize = 48;
 /// How long an idle committer sleeps between its chores.
 const IDLE: Duration = Duration::from_millis(500);
 /// Chores come this often under load too, and this often while retention has something to remove.
@@ -194,7 +198,8 @@ impl Committer {
             let until = open_until.into_iter().chain(self.deferred.due_at()).min();
             let patience = until.map_or(IDLE, |until| until.saturating_sub(clock::monotonic()));
             if self.last_group >= PACED_GROUP_MIN {
-                clock::sleep((self.last_commit_at + PACE).saturating_sub(clock::monotonic()));
+                let pace = if self.last_group >= FULL_GROUP_MIN { FULL_PACE } else { PACE };
+                clock::sleep((self.last_commit_at + pace).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);
             self.pass(group)?;

@@ -23,6 +23,7 @@ mod derive;
 mod eager;
 pub mod embedded;
 mod flights;
+mod fold;
 mod insert;
 mod promise;
 mod queue;

@@ -1,13 +1,10 @@
 //! The statements. Every method runs inside the transaction that the committer has open.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
-use std::sync::atomic::Ordering::Relaxed;
 
-use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::fold::Fold;
 use super::{OpenTurn, Reply, ReplyState, State, TurnId};
 use crate::clock::UnixMillis;
 use crate::event::{ItemId, Kind, Path, Recipient, Role, Said};
@@ -54,49 +51,22 @@ pub struct Place {
     pub path: Path,
 }
 
-/// Pages of the log (16 KiB each) from which it is folded into the file. More make the folding longer, and with it the
-/// slowest 200s: 16 MiB of log doubled them, 4 MiB did not.
-const LOG_PAGES: i32 = 250;
-
 /// The connection of the committer.
 pub struct Tables {
     connection: Connection,
-    /// Pages in the log after the last commit.
-    log_pages: Arc<AtomicI32>,
-    /// The log is folded when it has so many.
-    fold_at: i32,
+    fold: Fold,
 }
 
 impl Tables {
     pub fn new(mut connection: Connection) -> rusqlite::Result<Self> {
         connection.set_prepared_statement_cache_capacity(64);
-        let log_pages = Arc::new(AtomicI32::new(0));
-        let seen = Arc::clone(&log_pages);
-        // in place of SQLite's own, which folds inside the COMMIT that everybody waits for
-        connection.wal_hook(Some(move |_: &mut Wal, pages| {
-            seen.store(pages, Relaxed);
-            Ok(())
-        }))?;
-        Ok(Self { connection, log_pages, fold_at: LOG_PAGES })
+        let fold = Fold::watch(&mut connection)?;
+        Ok(Self { connection, fold })
     }
 
-    /// Folds the log into the file if it has grown large. Not inside a transaction. What can't be folded now (somebody
-    /// reads it, or the disk fails) stays in the log until it has grown as much again.
+    /// See [`Fold::fold_if_due`].
     pub fn checkpoint_if_due(&mut self) {
-        let pages = self.log_pages.load(Relaxed);
-        if pages < self.fold_at {
-            // folded as a whole it begins again
-            self.fold_at = self.fold_at.min(pages + LOG_PAGES);
-            return;
-        }
-        self.fold_at = pages + LOG_PAGES;
-        let folded = self
-            .connection
-            .prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")
-            .and_then(|mut passive| passive.query_row([], |_| Ok(())));
-        if let Err(e) = folded {
-            log::warn!("inbox: the log can't be folded into the file and grows ({e})");
-        }
+        self.fold.fold_if_due(&self.connection);
     }
 
     pub fn begin(&self) -> rusqlite::Result<()> {
