@@ -11,7 +11,7 @@ use crate::agent::{self, Agent};
 use crate::config::Config;
 use crate::directory::{self, Directory};
 use crate::dispatcher::Dispatcher;
-use crate::event::{Item, Kind, Path};
+use crate::event::{Item, Path};
 use crate::graph::{self, Graph};
 use crate::inbox::embedded::Embedded;
 use crate::inbox::{self, Inbox, Parser, StatusSaid};
@@ -222,23 +222,18 @@ fn metrics() -> Vec<&'static [&'static dyn Metric]> {
 }
 
 /// How the inbox reads bodies.
-pub const PARSER: Parser = Parser { items, key, status };
+pub const PARSER: Parser = Parser { items, keys: unpack::keys, statuses };
 
 fn items(body: &[u8], items: &mut Vec<Item>) {
     parse::parse(body, items);
 }
 
-fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
-    unpack::key(body, kind, path)
-}
-
-fn status(body: &[u8], path: Path) -> Option<StatusSaid> {
-    let status = unpack::status(body, path).ok()?;
-    let failed = (status.status == "failed").then(|| status.error_code.unwrap_or(0));
-    Some(StatusSaid {
+fn statuses(body: &[u8], paths: &[Path]) -> Vec<Option<StatusSaid>> {
+    let said = |status: unpack::Status| StatusSaid {
+        failed: (status.status == "failed").then(|| status.error_code.unwrap_or(0)),
         wamid: status.wamid,
         callback_data: status.callback_data,
         phone_number_id: status.phone_number_id,
-        failed,
-    })
+    };
+    unpack::statuses(body, paths).into_iter().map(|status| status.map(said)).collect()
 }

@@ -17,6 +17,7 @@
 //! control than BBR.
 
 mod committer;
+mod compare;
 mod counters;
 mod deferred;
 mod derive;
@@ -361,15 +362,19 @@ pub fn stored_items(blob: &[u8]) -> Vec<ItemId> {
     tables::items_from(blob)
 }
 
+/// See [`Parser::keys`].
+pub type Keys = fn(&[u8], &[(Kind, Path)]) -> Vec<Option<Vec<u8>>>;
+
 /// How the inbox reads a body: given by the composition root, so that this module knows no format.
 #[derive(Clone, Copy)]
 pub struct Parser {
     /// Fills the list, cleared first, with the items of a body; never fails (a body that is not understood is one item).
     pub items: fn(&[u8], &mut Vec<Item>),
-    /// The dedupe key of an item as text, unambiguous; `None` if the body can't be read.
-    pub key: fn(&[u8], Kind, Path) -> Option<Vec<u8>>,
-    /// A status entry.
-    pub status: fn(&[u8], Path) -> Option<StatusSaid>,
+    /// The dedupe keys of items as texts, unambiguous, in their order; `None` where nothing can be read. Goes through the
+    /// body once, as the next one does: a body may hold thousands of items.
+    pub keys: Keys,
+    /// Status entries, in their order.
+    pub statuses: fn(&[u8], &[Path]) -> Vec<Option<StatusSaid>>,
 }
 
 /// What the inbox needs of a status entry.
