@@ -44,9 +44,9 @@ pub enum Command {
 pub enum Which {
     /// Waits for its turn
     Pending,
-    /// Waits for a mend or a limit
+    /// Waits until the document or the token of its business is mended
     Parked,
-    /// Its reply is stored and not all sent
+    /// Its reply is stored and not all sent; the reason says what holds it
     Answered,
     /// Replied to
     Sent,

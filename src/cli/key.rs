@@ -18,6 +18,8 @@ use crate::{config, directory};
 const STEP: usize = 10;
 /// Times that the businesses are gone through: what others stored with the old secret meanwhile is found then.
 const PASSES_MAX: usize = 3;
+/// The documents' fields that hold tokens.
+const TOKENS: [&str; 2] = ["whatsappAccessToken", "whatsappRefreshToken"];
 /// Businesses whose trouble is named.
 const NAMED_MAX: usize = 100;
 
@@ -136,6 +138,12 @@ fn pass(store: &dyn Store, keys: &Keys, dry_run: bool) -> Result<Pass, Failed> {
 }
 
 fn look(record: &Record, keys: &Keys, pass: &mut Pass, swaps: &mut Vec<Swap>) {
+    // a token that could not be read from its document is not there to be rotated, and the old secret still opens it
+    if let Some(fault) =
+        record.fault.as_ref().filter(|fault| TOKENS.iter().any(|field| fault.contains(field)))
+    {
+        pass.unreadable.push(fault.escape_debug().to_string());
+    }
     for (field, stored) in
         [(TokenField::Access, &record.access_token), (TokenField::Refresh, &record.refresh_token)]
     {

@@ -55,6 +55,7 @@ enum Command {
     /// Try it: the server, a simulated Meta and a chat in this terminal; no setting, no account
     Dev,
     /// Run the simulated Meta alone
+    #[command(after_help = sandbox::OVER_HTTP)]
     Sandbox(sandbox::Args),
     /// Read the configuration and print everything that is wrong with it
     Check,

@@ -211,7 +211,9 @@ fn agent(vars: &mut Vars) -> Agent {
     if kind != AgentKind::Echo {
         match &url {
             None => vars.problem("AGENT_URL", "is not set; this agent is called there"),
-            Some(url) if !is_http(url) => vars.problem("AGENT_URL", "must begin with https:// or http://"),
+            Some(url) if !is_http(url) || !is_url(url) => {
+                vars.problem("AGENT_URL", "must begin with https:// or http://")
+            }
             Some(_) => {}
         }
     }
@@ -235,7 +237,9 @@ fn graph(vars: &mut Vars) -> Graph {
     let default = "https://graph.facebook.com";
     let url =
         vars.text("GRAPH_API_URL").unwrap_or_else(|| default.to_owned()).trim_end_matches('/').to_owned();
-    if !url.starts_with("https://") && !is_loopback_http(&url) {
+    if !is_url(&url) {
+        vars.problem("GRAPH_API_URL", "is not a URL: https://, a host, maybe a port and a path");
+    } else if !url.starts_with("https://") && !is_loopback_http(&url) {
         vars.problem(
             "GRAPH_API_URL",
             "must begin with https:// (http:// only for a loopback address): tokens go there",
@@ -266,6 +270,10 @@ fn turn(vars: &mut Vars) -> Turn {
         send_settle: vars.duration("SEND_SETTLE", MINUTE, SECOND / 10, DAY),
         max_turns: vars.number("MAX_TURNS", max_turns, 1, 1_000_000) as usize,
     }
+}
+
+fn is_url(url: &str) -> bool {
+    url.parse::<ureq::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 fn is_http(url: &str) -> bool {

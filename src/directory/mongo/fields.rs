@@ -9,8 +9,11 @@ use mongodb::bson::{Bson, DateTime, Document, doc};
 use crate::directory::store::Record;
 use crate::secret::Secret;
 
-/// The longest text of a field, in bytes; a stored token of 400 characters has about 1,300.
+/// The longest text of a field, in bytes.
 pub const TEXT_MAX: usize = 4096;
+/// The longest stored token, in bytes. An access token of 400 characters takes about 1,300; refresh tokens, which nobody
+/// here uses, are longer.
+pub const TOKEN_TEXT_MAX: usize = 16 << 10;
 /// Numbers of one business.
 pub const NUMBERS_MAX: usize = 1_000;
 
@@ -46,8 +49,8 @@ pub fn record(document: &Document) -> Record {
         sub_domain,
         waba_id: reader.text("wabaId").unwrap_or_default(),
         phone_number_ids: reader.numbers(),
-        access_token: reader.text("whatsappAccessToken").filter(|t| !t.is_empty()).map(Secret::new),
-        refresh_token: reader.text("whatsappRefreshToken").filter(|t| !t.is_empty()).map(Secret::new),
+        access_token: reader.token("whatsappAccessToken"),
+        refresh_token: reader.token("whatsappRefreshToken"),
         token_expires_at: reader.moment("whatsappTokenExpiresAt"),
         enabled: reader.flag("whatsappEnabled"),
         active: reader.flag("isActive"),
@@ -71,13 +74,21 @@ impl Reader<'_> {
         self.faults.push(format!("{field} {what}"));
     }
 
-    /// `None` for one that is missing or null.
+    fn token(&mut self, field: &str) -> Option<Secret> {
+        self.text_up_to(TOKEN_TEXT_MAX, field).filter(|text| !text.is_empty()).map(Secret::new)
+    }
+
     fn text(&mut self, field: &str) -> Option<String> {
+        self.text_up_to(TEXT_MAX, field)
+    }
+
+    /// `None` for one that is missing or null.
+    fn text_up_to(&mut self, max: usize, field: &str) -> Option<String> {
         match self.document.get(field)? {
             Bson::Null => None,
-            Bson::String(text) if text.len() <= TEXT_MAX => Some(text.clone()),
+            Bson::String(text) if text.len() <= max => Some(text.clone()),
             Bson::String(text) => {
-                self.fault(field, &format!("has {} bytes, more than {TEXT_MAX}", text.len()));
+                self.fault(field, &format!("has {} bytes, more than {max}", text.len()));
                 Some(String::new())
             }
             other => {
@@ -286,7 +297,7 @@ mod tests {
             ("whatsappPhoneNumberIds", Bson::String("106".into()), "a string"),
             ("whatsappPhoneNumberIds", Bson::Array(vec![Bson::Int64(106)]), "an entry that is a number"),
             ("whatsappAccessToken", Bson::Document(doc! { "SECRET": 1 }), "an object"),
-            ("whatsappAccessToken", Bson::String("SECRET".repeat(1000)), "more than"),
+            ("whatsappAccessToken", Bson::String("SECRET".repeat(3_000)), "more than"),
             ("whatsappEnabled", Bson::String("SECRET".into()), "a string"),
             ("isActive", Bson::Int32(1), "a number"),
             ("metaApp", Bson::Boolean(true), "true or false"),

@@ -44,8 +44,9 @@ pub fn upsert(calls: &Calls, records: Vec<Record>) -> std::result::Result<(), St
         let size = step.len();
         let done = calls.write(move |database| apply(&safely_written(database), &step));
         done.map_err(|error| match error {
-            StoreError::Unavailable(detail) if written > 0 => {
-                StoreError::Unknown(format!("{detail}; {written} of {total} businesses are written"))
+            // each is a write of its own: some of a step that failed may be done, whatever ended it
+            StoreError::Unavailable(detail) | StoreError::Unknown(detail) => {
+                StoreError::Unknown(format!("{detail}; {written} of {total} businesses or more are written"))
             }
             other => other,
         })?;

@@ -115,7 +115,7 @@ fn a_bad_document_is_one_error_with_its_id_and_field_and_the_others_go_on() {
         json!({"subDomain": "bad", "whatsappPhoneNumberIds": [BANK], "token": "bank-token", "wabaId": 7,
                "_id": {"$oid": "65f000000000000000000001"}}),
         json!({"subDomain": "<absent>", "whatsappPhoneNumberIds": ["3"], "token": "x", "_id": {"$oid": "65f000000000000000000002"}}),
-        json!({"subDomain": "long", "whatsappPhoneNumberIds": ["4"], "whatsappAccessToken": "SECRET".repeat(2000)}),
+        json!({"subDomain": "long", "whatsappPhoneNumberIds": ["4"], "whatsappAccessToken": "SECRET".repeat(3000)}),
     ]);
     let world = world(&database.uri(), &BOTH, &[]);
     for text in ["one", "two"] {
@@ -127,7 +127,7 @@ fn a_bad_document_is_one_error_with_its_id_and_field_and_the_others_go_on() {
     until("the fault is told", SOON, || world.errors(line) == 1);
     until("so are the others", SOON, || {
         world.errors("65f000000000000000000002: subDomain is missing") == 1
-            && world.errors("whatsappAccessToken has 12000 bytes") == 1
+            && world.errors("whatsappAccessToken has 18000 bytes") == 1
     });
     assert!(!world.service.log().contains("SECRET"));
     original.set("bad", &json!({"wabaId": "7"}));

@@ -165,6 +165,12 @@ fn a_rotation_counts_stops_goes_on_and_leaves_nothing_for_the_old_secret() {
     assert!(code == 0 && text.contains(&format!("{left} tokens rotated, {done} encrypted")), "{text}{said}");
     assert_eq!((opened(&old), opened(&new)), (0, 60));
     assert!((0..60).all(|n| new.tokens()[&format!("biz{n}")].as_deref() == Some(&*format!("token-{n}"))));
+
+    // what can't be read can't be rotated: that is no success
+    old.write(&[json!({"subDomain": "long", "whatsappPhoneNumberIds": ["8"], "token": "x",
+                       "whatsappRefreshToken": "ab".repeat(10_000)})]);
+    let (code, text, said) = run(&settings, &["key", "rotate"], "");
+    assert!(code == 1 && said.contains("whatsappRefreshToken has 20000 bytes"), "{text}{said}");
 }
 
 #[test]
