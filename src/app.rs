@@ -13,7 +13,7 @@ use crate::directory::{self, Directory};
 use crate::dispatcher::Dispatcher;
 use crate::event::{Item, Path};
 use crate::graph::{self, Graph};
-use crate::inbox::embedded::Embedded;
+use crate::inbox::embedded::{Embedded, Tuning};
 use crate::inbox::{self, Inbox, Parser, StatusSaid};
 use crate::ops::console::Desk;
 use crate::ops::lifecycle::Lifecycle;
@@ -71,7 +71,9 @@ impl App {
         let end = bounded(4);
         let poisoned = end.0.clone();
         let on_poison = move |detail: String| drop(poisoned.try_send(End::Failed(detail)));
-        let inbox = Embedded::open(&config.inbox.data_dir, config.inbox.retention, PARSER, on_poison)
+        let of_inbox = &config.inbox;
+        let tuning = Tuning { pace: of_inbox.commit_pace, log_bytes: of_inbox.checkpoint_bytes };
+        let inbox = Embedded::open_tuned(&of_inbox.data_dir, of_inbox.retention, tuning, PARSER, on_poison)
             .map_err(|e| fail(&e))?;
         let graph: Arc<dyn Graph> = Arc::new(graph::client::Client::new(&config.graph));
         let agent: Arc<dyn Agent> = agent::build(&config.agent).map_err(|e| fail(&e))?;

@@ -23,7 +23,7 @@ pub fn run() -> Result<(), Failed> {
     process::log_panics();
     let config = read::config(Vars::from_process()).map_err(Failed::Config)?;
     process::harden();
-    process::configure_coroutines(0);
+    process::configure_coroutines(config.workers);
     warn(&config);
     let app = App::start(&config).map_err(|e| Failed::Other(e.to_string()))?;
     listen_to_signals(&app)?;

@@ -17,6 +17,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Everything that `serve` needs, or everything that is wrong.
 pub fn config(mut vars: Vars) -> Result<Config, Vec<Problem>> {
     let config = Config {
+        workers: vars.number("WORKERS", 0, 0, 1024) as usize,
         http: http(&mut vars),
         webhook: webhook(&mut vars),
         inbox: inbox(&mut vars),
@@ -151,6 +152,8 @@ fn inbox(vars: &mut Vars) -> Inbox {
     Inbox {
         data_dir: data_dir(vars),
         retention: vars.duration("INBOX_RETENTION", 8 * DAY, MINUTE, 3650 * DAY),
+        commit_pace: vars.duration("COMMIT_PACE", SECOND / 1000, Duration::ZERO, SECOND / 10),
+        checkpoint_bytes: vars.number("CHECKPOINT_MIB", 4, 1, 1024) << 20,
     }
 }
 

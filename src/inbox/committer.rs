@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::counters::Counters;
 use super::deferred::Deferred;
+use super::embedded::Tuning;
 use super::flights::Flights;
 use super::promise::Keeper;
 use super::queue::{Append, Order, Queue, Waiter};
@@ -31,13 +32,10 @@ use crate::{clock, store};
 
 /// How long a transaction that nobody waits for stays open.
 pub const OPEN_MAX: Duration = Duration::from_millis(200);
-/// Under load, commits start at least this far apart: fewer, larger groups.
-const PACE: Duration = Duration::from_millis(1);
-/// A group of this many bodies is load.
+/// A group of this many bodies is load: commits are [`Tuning::pace`] apart.
 const PACED_GROUP_MIN: usize = 8;
-/// Under full load, this far: who waits then waits for a core and not for the commit, and half the commits cost half.
-const FULL_PACE: Duration = Duration::from_millis(2);
-/// A group of this many bodies is full load.
+/// A group of this many bodies is full load: twice as far. Who waits then waits for a core and not for the commit, and
+/// half the commits cost half.
 const FULL_GROUP_MIN: usize = 48;
 /// How long an idle committer sleeps between its chores.
 const IDLE: Duration = Duration::from_millis(500);
@@ -90,6 +88,7 @@ pub struct Committer {
     data_version: i64,
     replays: i64,
     presence: store::Presence,
+    pace: Duration,
 }
 
 /// What `run` collects until the commit.
@@ -107,13 +106,15 @@ impl Committer {
     pub fn open(
         data_dir: &std::path::Path,
         retention: Duration,
+        tuning: Tuning,
         parser: Parser,
         shared: Arc<Shared>,
     ) -> Result<Self, store::OpenError> {
         let connection = store::open(data_dir)?;
         let path = data_dir.join(store::FILE);
         let gate = Gate::open(data_dir).map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
-        let tables = Tables::new(connection).map_err(|e| store::OpenError::Sqlite(path.clone(), e))?;
+        let tables = Tables::new(connection, tuning.log_bytes)
+            .map_err(|e| store::OpenError::Sqlite(path.clone(), e))?;
         let mut committer = Self {
             tables,
             flights: Arc::clone(&shared.flights),
@@ -136,6 +137,7 @@ impl Committer {
             data_version: 0,
             replays: 0,
             presence: store::Presence::new(data_dir),
+            pace: tuning.pace,
         };
         committer.read_book().map_err(|e| store::OpenError::Sqlite(path, e))?;
         Ok(committer)
@@ -198,7 +200,7 @@ impl Committer {
             let until = open_until.into_iter().chain(self.deferred.due_at()).min();
             let patience = until.map_or(IDLE, |until| until.saturating_sub(clock::monotonic()));
             if self.last_group >= PACED_GROUP_MIN {
-                let pace = if self.last_group >= FULL_GROUP_MIN { FULL_PACE } else { PACE };
+                let pace = if self.last_group >= FULL_GROUP_MIN { 2 * self.pace } else { self.pace };
                 clock::sleep((self.last_commit_at + pace).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);

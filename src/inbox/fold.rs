@@ -9,28 +9,29 @@ use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 
-/// Pages of the log (16 KiB each) from which it is folded. More make the folding longer, and with it the slowest 200s:
-/// with 16 MiB of log they took twice as long as with 4.
-const LOG_PAGES: i32 = 250;
-
 /// How long the log is.
 pub struct Fold {
     /// Pages in it after the last commit.
     pages: Arc<AtomicI32>,
     /// It is folded when it has so many.
     at: i32,
+    /// And again when it has so many more.
+    step: i32,
 }
 
 impl Fold {
     /// From now on nobody else folds this connection's commits.
-    pub fn watch(connection: &mut Connection) -> rusqlite::Result<Self> {
+    pub fn watch(connection: &mut Connection, log_bytes: u64) -> rusqlite::Result<Self> {
+        let page: i64 = connection.query_row("PRAGMA page_size", [], |r| r.get(0))?;
+        let step =
+            i32::try_from(log_bytes as i64 / page.max(1)).unwrap_or(i32::MAX / 2).clamp(1, i32::MAX / 2);
         let pages = Arc::new(AtomicI32::new(0));
         let seen = Arc::clone(&pages);
         connection.wal_hook(Some(move |_: &mut Wal, pages| {
             seen.store(pages, Relaxed);
             Ok(())
         }))?;
-        Ok(Self { pages, at: LOG_PAGES })
+        Ok(Self { pages, at: step, step })
     }
 
     /// Folds the log if it has grown long. Not inside a transaction. What can't be folded now (somebody reads it, or the
@@ -39,10 +40,10 @@ impl Fold {
         let pages = self.pages.load(Relaxed);
         if pages < self.at {
             // folded as a whole it begins again
-            self.at = self.at.min(pages + LOG_PAGES);
+            self.at = self.at.min(pages + self.step);
             return;
         }
-        self.at = pages + LOG_PAGES;
+        self.at = pages.saturating_add(self.step);
         let folded = connection
             .prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")
             .and_then(|mut passive| passive.query_row([], |_| Ok(())));
@@ -61,7 +62,7 @@ mod tests {
     fn the_log_stays_short_also_after_a_reader_held_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut connection = crate::store::open(folder.path()).expect("opens");
-        let mut fold = Fold::watch(&mut connection).expect("watched");
+        let mut fold = Fold::watch(&mut connection, 4 << 20).expect("watched");
         let log = folder.path().join(format!("{}-wal", crate::store::FILE));
         let length = || std::fs::metadata(&log).map_or(0, |log| log.len());
         let commit = |fold: &mut Fold, n: i64| {
@@ -70,7 +71,7 @@ mod tests {
                 .expect("inserted");
             fold.fold_if_due(&connection);
         };
-        let most = (LOG_PAGES as u64 + 20) * 16_500;
+        let most = (256 + 20) * 16_500;
         (0..300).for_each(|n| commit(&mut fold, n));
         assert!(length() <= most, "{}", length());
         let reader = crate::store::open_read_only(folder.path()).expect("opens");

@@ -58,9 +58,9 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn new(mut connection: Connection) -> rusqlite::Result<Self> {
+    pub fn new(mut connection: Connection, log_bytes: u64) -> rusqlite::Result<Self> {
         connection.set_prepared_statement_cache_capacity(64);
-        let fold = Fold::watch(&mut connection)?;
+        let fold = Fold::watch(&mut connection, log_bytes)?;
         Ok(Self { connection, fold })
     }
 
