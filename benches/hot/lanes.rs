@@ -1,5 +1,5 @@
-//! What the dispatcher adds to a turn. Pure lanes (offer, start, done) against a plain `VecDeque` push and
-//! pop of the same works; then whole turns on coroutines, against a coroutine spawned per turn.
+//! What the dispatcher adds to a turn. Pure lanes (offer, start, done) beside a plain `VecDeque` push and pop of
+//! the same works; then whole turns on coroutines, beside a coroutine spawned for each.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -7,23 +7,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput};
 use whatsapp_webhook::clock;
 use whatsapp_webhook::dispatcher::lanes::{Lanes, Limits, Start};
 use whatsapp_webhook::dispatcher::{Dispatcher, Job, Outcome, Runner};
-use whatsapp_webhook::event::{ItemId, Path, Said};
-use whatsapp_webhook::failure::{Failure, Reason};
-use whatsapp_webhook::inbox::{
-    Counts, Evidence, Feed, Inbox, NewTurn, OpenTurn, Page, Position, Refusal, State, Ticket, TurnId, Work,
-};
+use whatsapp_webhook::event::{ItemId, Path};
+use whatsapp_webhook::inbox::{Feed, Position, Ticket, Work};
+
+use crate::judge::Band;
+use crate::pair::{Case, Pairs};
+use crate::stub_inbox::StubInbox;
 
 /// Works in a group commit.
 const BATCH: u64 = 100;
+/// Numbers that the works are for, with the ratio.
+const PURE: [(u64, Band); 3] = [(1, Band(40.0, 60.0)), (10, Band(45.0, 65.0)), (1000, Band(50.0, 70.0))];
+/// Wide: on a busy machine it is the scheduler that is measured.
+const TURN: Band = Band(0.3, 4.0);
 
 /// All of them.
-pub fn bench(c: &mut Criterion) {
-    pure(c);
-    coroutines(c);
+pub fn bench(pairs: &mut Pairs) {
+    for (numbers, band) in PURE {
+        pure(pairs, numbers, band);
+    }
+    coroutines(pairs);
 }
 
 fn works(commit: u64, numbers: u64) -> Vec<Work> {
@@ -43,92 +49,74 @@ fn works(commit: u64, numbers: u64) -> Vec<Work> {
     (0..BATCH).map(work).collect()
 }
 
-fn pure(c: &mut Criterion) {
-    let mut group = c.benchmark_group("lanes");
-    group.throughput(Throughput::Elements(BATCH));
-    let mut per_item = Vec::new();
-    group.bench_function("vecdeque push and pop", |b| {
-        let mut queue = VecDeque::new();
-        let mut commit = 0;
-        b.iter_custom(|rounds| {
-            let took = timed(rounds, || {
-                commit += 1;
-                let works = works(commit, 10);
-                let start = clock::monotonic();
-                queue.extend(works);
-                while let Some(work) = queue.pop_front() {
-                    black_box(work);
-                }
-                clock::monotonic() - start
-            });
-            per_item.push(("vecdeque", took.as_nanos() as f64 / (rounds * BATCH) as f64));
-            took
-        });
-    });
-    for numbers in [1, 10, 1000] {
-        group.bench_with_input(BenchmarkId::new("offer, start, done", numbers), &numbers, |b, numbers| {
-            let mut lanes = Lanes::new(Limits::new(10_000), 1);
-            lanes.opened(&[], Position::default());
-            let mut out: Vec<Start> = Vec::new();
-            let mut commit = 0;
-            b.iter_custom(|rounds| {
-                let took = timed(rounds, || {
-                    commit += 1;
-                    let works = works(commit, *numbers);
-                    let start = clock::monotonic();
-                    lanes.offer(works);
-                    lanes.start(&mut out, usize::MAX, start);
-                    for Start { key, task } in out.drain(..) {
-                        black_box(task);
-                        lanes.done(key, Outcome::Done, start);
-                    }
-                    clock::monotonic() - start
-                });
-                per_item.push(("lanes", took.as_nanos() as f64 / (rounds * BATCH) as f64));
-                took
-            });
-        });
-    }
-    group.finish();
-    let least = |which| {
-        per_item.iter().filter(|(name, _)| *name == which).map(|(_, ns)| *ns).fold(f64::INFINITY, f64::min)
-    };
-    let (lanes, plain) = (least("lanes"), least("vecdeque"));
-    println!("lanes {lanes:.0} ns an item, VecDeque {plain:.0} ns: {:.1} times", lanes / plain);
-}
-
-fn timed(rounds: u64, mut round: impl FnMut() -> Duration) -> Duration {
-    (0..rounds).map(|_| round()).sum()
-}
-
-fn coroutines(c: &mut Criterion) {
-    may::config().set_workers(2).set_stack_size(64 * 1024);
-    let mut group = c.benchmark_group("turns on coroutines");
-    group.throughput(Throughput::Elements(BATCH));
-    group.bench_function("a spawn each", |b| {
-        let count = Arc::new(AtomicU64::new(0));
-        let mut expected = 0;
-        b.iter(|| {
-            expected += BATCH;
-            for _ in 0..BATCH {
-                let count = count.clone();
-                drop(may::go!(move || count.fetch_add(1, SeqCst)));
-            }
-            wait_for(&count, expected);
-        });
-    });
-    group.bench_function("dispatcher", |b| {
-        let count = Arc::new(AtomicU64::new(0));
-        let dispatcher = Dispatcher::start(Arc::new(Empty), Arc::new(Count(count.clone())), 1_000)
-            .expect("an empty inbox can be read");
-        let mut commit = 0;
-        b.iter(|| {
+/// Times what is done to the works of each commit, not the making of them.
+fn each_commit(numbers: u64, mut of: impl FnMut(Vec<Work>)) -> impl FnMut(u64) -> Duration {
+    let mut commit = 0;
+    move |commits| {
+        let mut took = Duration::ZERO;
+        for _ in 0..commits {
             commit += 1;
-            dispatcher.offer(works(commit, 10));
-            wait_for(&count, commit * BATCH);
-        });
-    });
-    group.finish();
+            let works = works(commit, numbers);
+            let start = clock::monotonic();
+            of(works);
+            took += clock::monotonic() - start;
+        }
+        took
+    }
+}
+
+fn pure(pairs: &mut Pairs, numbers: u64, band: Band) {
+    let name = format!("for {numbers} numbers");
+    let case = Case { group: "lanes", name: &name, per: BATCH, floor: "VecDeque, push and pop", band };
+    let mut lanes = Lanes::new(Limits::new(10_000), 1);
+    lanes.opened(&[], Position::default());
+    let mut out: Vec<Start> = Vec::new();
+    let mut queue = VecDeque::new();
+    pairs.timed(
+        case,
+        each_commit(numbers, |works| {
+            let now = clock::monotonic();
+            lanes.offer(works);
+            lanes.start(&mut out, usize::MAX, now);
+            for Start { key, task } in out.drain(..) {
+                black_box(task);
+                lanes.done(key, Outcome::Done, now);
+            }
+        }),
+        each_commit(numbers, |works| {
+            queue.extend(works);
+            while let Some(work) = queue.pop_front() {
+                black_box(work);
+            }
+        }),
+    );
+}
+
+fn coroutines(pairs: &mut Pairs) {
+    let (turns, spawned) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let inbox = StubInbox(|| -> Box<dyn Ticket> { unreachable!("nothing arrives") });
+    let dispatcher = Dispatcher::start(Arc::new(inbox), Arc::new(Count(turns.clone())), 1_000)
+        .expect("an empty inbox can be read");
+    let (mut turns_due, mut spawned_due) = (0, 0);
+    pairs.timed(
+        Case { group: "lanes", name: "turns on coroutines", per: BATCH, floor: "a spawn each", band: TURN },
+        each_commit(10, |works| {
+            turns_due += BATCH;
+            dispatcher.offer(works);
+            wait_for(&turns, turns_due);
+        }),
+        each_commit(10, |works| {
+            spawned_due += BATCH;
+            for work in works {
+                let spawned = spawned.clone();
+                drop(may::go!(move || {
+                    black_box(work);
+                    spawned.fetch_add(1, SeqCst)
+                }));
+            }
+            wait_for(&spawned, spawned_due);
+        }),
+    );
 }
 
 fn wait_for(count: &AtomicU64, expected: u64) {
@@ -144,50 +132,5 @@ impl Runner for Count {
         black_box(job);
         self.0.fetch_add(1, SeqCst);
         Outcome::Done
-    }
-}
-
-/// An inbox without anything in it.
-struct Empty;
-
-impl Inbox for Empty {
-    fn forget(&self, _: &str) {}
-    fn ticket(&self) -> Box<dyn Ticket> {
-        unreachable!("not benched")
-    }
-    fn unhealthy(&self) -> Option<Refusal> {
-        None
-    }
-    fn counts(&self) -> Counts {
-        Counts::default()
-    }
-    fn feed(&self, _: Arc<dyn Feed>) {}
-    fn open_numbers(&self) -> Result<(Vec<u64>, Position), Failure> {
-        Ok((Vec::new(), Position::default()))
-    }
-    fn pending(&self, _: u64, after: Position, _: usize) -> Result<Page, Failure> {
-        Ok(Page { works: Vec::new(), covered: after })
-    }
-    fn open_turns(&self, _: TurnId, _: usize) -> Result<Vec<OpenTurn>, Failure> {
-        Ok(Vec::new())
-    }
-    fn history(&self, _: &str, _: usize) -> Result<Vec<Said>, Failure> {
-        Ok(Vec::new())
-    }
-    fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
-        unreachable!("not benched")
-    }
-    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
-        Ok(())
-    }
-    fn sent(&self, _: &str, _: &str) {}
-    fn unsent(&self, _: &str) {}
-    fn reply_dead(&self, _: &str, _: &Reason, _: &str) {}
-    fn evidence(&self, _: &str, _: Duration) -> Option<Evidence> {
-        None
-    }
-    fn settle(&self, _: &[ItemId], _: State, _: &Reason, _: &str) {}
-    fn close(&self) -> Result<(), Failure> {
-        Ok(())
     }
 }

@@ -1,177 +1,113 @@
-//! What the webhook module costs inside a request: the signature beside plain HMAC and beside copying the
-//! body, and the parser beside simd-json's bare tape of the same bytes. The ratios are printed after
-//! criterion's figures.
+//! What the webhook module costs inside a request: the signature beside plain HMAC and beside a copy of the
+//! body, the parser beside simd-json's bare tape of the same bytes (serde_json's skipping, where the tape is of
+//! no use), single messages taken out again beside that skipping.
 
 use std::hint::black_box;
-use std::time::Duration;
 
-use criterion::{Criterion, Throughput};
-use serde_json::{Value, json};
-use whatsapp_webhook::clock;
 use whatsapp_webhook::config::App;
 use whatsapp_webhook::event::{Item, Path};
 use whatsapp_webhook::secret::Secret;
 use whatsapp_webhook::webhook::{parse::parse, signature::Verifier, unpack};
 
+use crate::bodies::body;
+use crate::judge::Band;
+use crate::pair::{Case, Pairs};
+
+const HMAC_750: Band = Band(1.0, 1.2);
+const HMAC_3M: Band = Band(0.95, 1.05);
+const COPY_750: Band = Band(40.0, 90.0);
+
+/// Kinds with the ratio to a kept tape for 1, 100 and 1,000 items.
+const ON_TAPE: [(&str, [Band; 3]); 3] = [
+    ("message", [Band(1.3, 1.6), Band(1.25, 1.5), Band(1.3, 1.6)]),
+    ("reaction", [Band(1.3, 1.7), Band(1.25, 1.5), Band(1.3, 1.6)]),
+    ("status", [Band(1.3, 1.8), Band(1.3, 1.6), Band(1.3, 1.7)]),
+];
+
+/// Kinds with the ratio to serde_json's skipping: read by the scan, since the tape can't or bytes are wanted.
+const SCANNED: [(&str, [Band; 3]); 4] = [
+    ("error", [Band(6.0, 8.0), Band(5.0, 6.0), Band(5.0, 6.0)]),
+    ("other_field", [Band(5.0, 6.5), Band(5.0, 6.0), Band(5.0, 6.2)]),
+    ("odd_text", [Band(6.5, 8.0), Band(6.5, 8.0), Band(6.5, 8.0)]),
+    ("unparsed", [Band(2.8, 3.6), Band(2.2, 2.8), Band(2.2, 2.9)]),
+];
+
+/// Messages of a body, with the ratio to skipping it of taking out the last and all.
+const UNPACKED: [(usize, Band, Band); 2] =
+    [(1, Band(6.5, 9.0), Band(6.5, 9.0)), (1000, Band(2.0, 2.7), Band(8.5, 11.0))];
+
 /// Runs everything.
-pub fn bench(c: &mut Criterion) {
-    let mut ratios = Vec::new();
-    signature(c, &mut ratios);
-    for kind in ["message", "status", "other_field", "odd_text"] {
-        for count in [1, 100, 1000] {
-            parsing(c, kind, count, &mut ratios);
+pub fn bench(pairs: &mut Pairs) {
+    signature(pairs);
+    for (nth, count) in [1, 100, 1000].into_iter().enumerate() {
+        for (kind, bands) in ON_TAPE {
+            parsing(pairs, kind, count, bands[nth], true);
+        }
+        for (kind, bands) in SCANNED {
+            parsing(pairs, kind, count, bands[nth], false);
         }
     }
-    unpacking(c, &mut ratios);
-    println!("\nwebhook: time, beside what, ratio");
-    ratios.iter().for_each(|line| println!("  {line}"));
+    for (count, last, all) in UNPACKED {
+        unpacking(pairs, count, last, all);
+    }
 }
 
-fn signature(c: &mut Criterion, ratios: &mut Vec<String>) {
+fn signature(pairs: &mut Pairs) {
     let app = App { name: Some("app".into()), secret: Secret::new("0123456789abcdef0123456789abcdef") };
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, app.secret.reveal().as_bytes());
     let verifier = Verifier::new(&[app], false);
-    for (name, size) in [("750 B", 750), ("3 MB", 3_000_000)] {
+    let case = |name, floor, band| Case { group: "webhook/signature", name, per: 1, floor, band };
+    for (name, size, band) in [("750 B", 750, HMAC_750), ("3 MB", 3_000_000, HMAC_3M)] {
         let body = vec![b'x'; size];
         let header = format!("sha256={}", hex::encode(ring::hmac::sign(&key, &body)));
-        let mut group = c.benchmark_group("webhook/signature");
-        group.throughput(Throughput::Bytes(size as u64));
         let verify = || verifier.verify(Some(header.as_bytes()), black_box(&body)).expect("right");
-        group.bench_function(name, |b| b.iter(verify));
-        group.finish();
-        let mut copy = Vec::with_capacity(size);
-        let ours = ns(verify);
-        let plain = ns(|| ring::hmac::sign(&key, black_box(&body)));
-        let copied = ns(|| {
-            copy.clear();
-            copy.extend_from_slice(black_box(&body));
-            copy.len()
-        });
-        ratios.push(format!("signature {name}: {ours:.0} ns, {:.2} of plain HMAC", ours / plain));
-        ratios.push(format!("signature {name}: {ours:.0} ns, {:.0} of copying the body", ours / copied));
+        pairs.calls(case(name, "plain HMAC", band), verify, || ring::hmac::sign(&key, black_box(&body)));
+        if size == 750 {
+            let mut copy = Vec::with_capacity(size);
+            pairs.calls(case("750 B, of a copy", "copy of the body", COPY_750), verify, || {
+                copy.clear();
+                copy.extend_from_slice(black_box(&body));
+                copy.len()
+            });
+        }
     }
 }
 
-fn parsing(c: &mut Criterion, kind: &str, count: usize, ratios: &mut Vec<String>) {
+fn parsing(pairs: &mut Pairs, kind: &str, count: usize, band: Band, on_tape: bool) {
     let body = body(kind, count);
+    let name = format!("{count} {kind}");
+    let floor = if on_tape { "tape of it" } else { "skipping it" };
+    let case = Case { group: "webhook/parse", name: &name, per: count as u64, floor, band };
     let mut items: Vec<Item> = Vec::new();
-    let mut group = c.benchmark_group(format!("webhook/parse/{kind}"));
-    group.throughput(Throughput::Elements(count as u64));
-    group.bench_function(count.to_string(), |b| b.iter(|| parse(black_box(&body), &mut items)));
-    group.finish();
-    let ours = ns(|| parse(black_box(&body), &mut items));
-    let (mut buffers, mut tape, mut copy) =
+    let ours = || parse(black_box(&body), &mut items);
+    if !on_tape {
+        return pairs.calls(case, ours, || skipped(&body));
+    }
+    let (mut buffers, mut kept, mut copy) =
         (simd_json::Buffers::default(), simd_json::Tape(Vec::new()), Vec::new());
-    let floor = ns(|| {
+    pairs.calls(case, ours, || {
         copy.clear();
         copy.extend_from_slice(black_box(&body));
         copy.resize(body.len() + simd_json::INPUT_PADDING, b' ');
-        let mut filled = std::mem::replace(&mut tape, simd_json::Tape(Vec::new())).reset();
-        let result = simd_json::fill_tape_padded(&mut copy, body.len(), &mut buffers, &mut filled);
-        tape = filled.reset();
+        let mut tape = std::mem::replace(&mut kept, simd_json::Tape(Vec::new())).reset();
+        let result = simd_json::fill_tape_padded(&mut copy, body.len(), &mut buffers, &mut tape);
+        kept = tape.reset();
         result.is_ok()
     });
-    let fresh = ns(|| {
-        let mut copy = black_box(&body).clone();
-        simd_json::to_tape_with_buffers(&mut copy, &mut buffers).is_ok()
-    });
-    let skipped = ns(|| serde_json::from_slice::<serde::de::IgnoredAny>(black_box(&body)).is_ok());
-    ratios.push(format!(
-        "parse {count} {kind} ({} B): {:.0} ns an item; \
-         of a kept tape {:.2}, of a fresh tape {:.2}, of serde_json's skipping {:.2}",
-        body.len(),
-        ours / count as f64,
-        ours / floor,
-        ours / fresh,
-        ours / skipped
-    ));
 }
 
-fn unpacking(c: &mut Criterion, ratios: &mut Vec<String>) {
-    for count in [1, 1000] {
-        let body = body("message", count);
-        let last = [Path { index: count as u32 - 1, ..Path::default() }];
-        let all: Vec<_> = (0..count as u32).map(|index| Path { index, ..Path::default() }).collect();
-        let mut group = c.benchmark_group("webhook/unpack");
-        group.bench_function(format!("the last of {count}"), |b| {
-            b.iter(|| unpack::messages(black_box(&body), &last))
-        });
-        group.bench_function(format!("all of {count}"), |b| {
-            b.iter(|| unpack::messages(black_box(&body), &all))
-        });
-        group.finish();
-        let skipped = ns(|| serde_json::from_slice::<serde::de::IgnoredAny>(black_box(&body)).is_ok());
-        for (name, paths) in [("the last", &last[..]), ("all", &all[..])] {
-            let ours = ns(|| unpack::messages(black_box(&body), paths).is_ok());
-            ratios.push(format!(
-                "unpack {name} of {count}: {ours:.0} ns, {:.2} of serde_json's skipping",
-                ours / skipped
-            ));
-        }
+fn unpacking(pairs: &mut Pairs, count: usize, last: Band, all: Band) {
+    let body = body("message", count);
+    let paths: Vec<_> = (0..count as u32).map(|index| Path { index, ..Path::default() }).collect();
+    for (which, paths, band) in [("last", &paths[count - 1..], last), ("all", &paths[..], all)] {
+        let name = format!("{which} of {count}");
+        let per = paths.len() as u64;
+        let case = Case { group: "webhook/unpack", name: &name, per, floor: "skipping it", band };
+        pairs.calls(case, || unpack::messages(black_box(&body), paths).is_ok(), || skipped(&body));
     }
 }
 
-/// Nanoseconds of one call: the best of ten rounds of at least 5 ms.
-fn ns<T>(mut call: impl FnMut() -> T) -> f64 {
-    let round = |call: &mut dyn FnMut()| {
-        let (start, mut calls) = (clock::monotonic(), 0_u32);
-        loop {
-            for _ in 0..16 {
-                call();
-            }
-            calls += 16;
-            let took = clock::monotonic() - start;
-            if took > Duration::from_millis(5) {
-                return took.as_nanos() as f64 / f64::from(calls);
-            }
-        }
-    };
-    (0..10).map(|_| round(&mut || drop(black_box(call())))).fold(f64::INFINITY, f64::min)
-}
-
-/// A body of `count` items as Meta writes them: about 750 bytes with one message.
-fn body(kind: &str, count: usize) -> Vec<u8> {
-    let wamid = |nth: usize| format!("wamid.HBgLMTY1MDM4Nzk0MzkVAgASGBQzQTRBNjU5OUFFRTAzODEwMTQ{nth:05}=");
-    let from = |nth: usize| format!("1650555{nth:04}");
-    let message = |nth: usize| {
-        json!({"from": from(nth), "from_user_id": format!("US.13491208655302{nth:06}"), "id": wamid(nth),
-            "timestamp": "1749416383", "type": "text",
-            "text": {"body": "Does it come in another colour? ".repeat(5)}})
-    };
-    let contact = |nth: usize| {
-        json!({"profile": {"name": "Sheena Nelson"}, "wa_id": from(nth),
-            "user_id": format!("US.13491208655302{nth:06}")})
-    };
-    let status = |nth: usize| {
-        json!({"id": wamid(nth), "status": "delivered", "timestamp": "1749416383", "recipient_id": from(nth),
-            "biz_opaque_callback_data": format!("r{nth:020}"),
-            "pricing": {"billable": true, "pricing_model": "PMP", "category": "service", "type": "regular"}})
-    };
-    let all = |of: &dyn Fn(usize) -> Value| (0..count).map(of).collect::<Vec<_>>();
-    let value = |members: Value| {
-        let mut members = members;
-        members["messaging_product"] = json!("whatsapp");
-        members["metadata"] =
-            json!({"display_phone_number": "15550783881", "phone_number_id": "106540352242922"});
-        members
-    };
-    let changes = match kind {
-        "status" => vec![json!({"field": "messages", "value": value(json!({"statuses": all(&status)}))})],
-        "other_field" => all(&|nth| {
-            let echo = value(json!({"message_echoes": [message(nth)]}));
-            json!({"field": "smb_message_echoes", "value": echo})
-        }),
-        _ => {
-            let messages = json!({"contacts": all(&contact), "messages": all(&message)});
-            vec![json!({"field": "messages", "value": value(messages)})]
-        }
-    };
-    let entry = json!({"id": "419561257915477", "changes": changes});
-    let body = json!({"object": "whatsapp_business_account", "entry": [entry]});
-    let body = body.to_string();
-    match kind {
-        // half a surrogate pair: simd-json refuses it
-        "odd_text" => body.replacen("colour? D", r"colour? \ud83d D", 1).into_bytes(),
-        _ => body.into_bytes(),
-    }
+/// serde_json reads all of it and keeps nothing.
+pub fn skipped(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(black_box(body)).is_ok()
 }

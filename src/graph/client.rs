@@ -163,7 +163,8 @@ impl Graph for Client {
     }
 }
 
-fn wamid(answer: net::Answer) -> Result<String, Failure> {
+/// The wamid of the first message of a success; anything else is a failure, see [`errors::classify`]. Pure.
+pub fn wamid(answer: net::Answer) -> Result<String, Failure> {
     let accepted = is_2xx(&answer).then(|| serde_json::from_slice::<Accepted>(&answer.body).ok()).flatten();
     let first = accepted.and_then(|accepted| accepted.messages.into_iter().next());
     match first {

@@ -5,6 +5,7 @@
 )]
 
 mod agents;
+mod benches;
 mod business;
 mod corpus;
 mod crash;
@@ -19,6 +20,7 @@ mod net;
 mod nginx;
 mod sandbox;
 mod service;
+mod stub_inbox;
 mod tidy;
 mod whole;
 

@@ -48,7 +48,7 @@ fn a_port_in_use_is_an_error_and_port_0_is_a_real_one() {
     let again = |listen| {
         let http = Http { listen, ..http_config() };
         let books = Arc::new(Books::default());
-        http::serve(http, webhook_config(), Arc::new(FakeInbox(books)), Arc::new(FakeConsole::default()))
+        http::serve(http, webhook_config(), fake_inbox(books), Arc::new(FakeConsole::default()))
     };
     assert_eq!(again(taken).err().map(|e| e.kind()), Some(std::io::ErrorKind::AddrInUse));
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");

@@ -4,12 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use whatsapp_webhook::event::{Item, ItemId, Said};
-use whatsapp_webhook::failure::{Failure, Reason};
-use whatsapp_webhook::inbox::{
-    Counts, Evidence, Feed, Inbox, NewTurn, OpenTurn, Page, Position, Refusal, State, Ticket, TurnId,
-};
+use whatsapp_webhook::event::Item;
+use whatsapp_webhook::inbox::{Inbox, Refusal, Ticket};
 use whatsapp_webhook::ops::Console;
+
+use crate::stub_inbox::StubInbox;
 
 #[derive(Default)]
 pub struct Books {
@@ -21,7 +20,13 @@ pub struct Books {
     pub panics: AtomicBool,
 }
 
-pub struct FakeInbox(pub Arc<Books>);
+/// Its tickets write into the books.
+pub fn fake_inbox(books: Arc<Books>) -> Arc<dyn Inbox> {
+    Arc::new(StubInbox(move || -> Box<dyn Ticket> {
+        books.tickets.fetch_add(1, SeqCst);
+        Box::new(FakeTicket { books: books.clone(), body: Vec::new(), items: Vec::new() })
+    }))
+}
 
 pub struct FakeTicket {
     books: Arc<Books>,
@@ -56,51 +61,6 @@ impl Ticket for FakeTicket {
             return Err(refusal);
         }
         self.books.bodies.lock().expect("no test panics with it").push((app, body));
-        Ok(())
-    }
-}
-
-pub type Done<T> = Result<T, Failure>;
-
-impl Inbox for FakeInbox {
-    fn forget(&self, _: &str) {}
-    fn ticket(&self) -> Box<dyn Ticket> {
-        self.0.tickets.fetch_add(1, SeqCst);
-        Box::new(FakeTicket { books: self.0.clone(), body: Vec::new(), items: Vec::new() })
-    }
-    fn unhealthy(&self) -> Option<Refusal> {
-        None
-    }
-    fn counts(&self) -> Counts {
-        Counts::default()
-    }
-    fn feed(&self, _: Arc<dyn Feed>) {}
-    fn open_numbers(&self) -> Done<(Vec<u64>, Position)> {
-        unreachable!()
-    }
-    fn pending(&self, _: u64, _: Position, _: usize) -> Done<Page> {
-        unreachable!()
-    }
-    fn open_turns(&self, _: TurnId, _: usize) -> Done<Vec<OpenTurn>> {
-        unreachable!()
-    }
-    fn history(&self, _: &str, _: usize) -> Done<Vec<Said>> {
-        unreachable!()
-    }
-    fn answered(&self, _: NewTurn) -> Done<OpenTurn> {
-        unreachable!()
-    }
-    fn sending(&self, _: &str, _: u64) -> Done<()> {
-        unreachable!()
-    }
-    fn sent(&self, _: &str, _: &str) {}
-    fn unsent(&self, _: &str) {}
-    fn reply_dead(&self, _: &str, _: &Reason, _: &str) {}
-    fn evidence(&self, _: &str, _: Duration) -> Option<Evidence> {
-        None
-    }
-    fn settle(&self, _: &[ItemId], _: State, _: &Reason, _: &str) {}
-    fn close(&self) -> Done<()> {
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ use whatsapp_webhook::event::BODY_MAX;
 use whatsapp_webhook::http::{self, Server};
 use whatsapp_webhook::secret::Secret;
 
-use self::fakes::{Books, FakeConsole, FakeInbox};
+use self::fakes::{Books, FakeConsole, fake_inbox};
 
 pub const SECRET: &str = "test_app_secret";
 pub const BODY: &str = r#"{"object":"whatsapp_business_account","entry":[]}"#;
@@ -59,8 +59,8 @@ pub fn edge_with(http: Http, webhook: Webhook) -> Edge {
     crate::coroutines();
     let books = Arc::new(Books::default());
     let console = Arc::new(FakeConsole::default());
-    let server = http::serve(http, webhook, Arc::new(FakeInbox(books.clone())), console.clone())
-        .expect("the edge starts");
+    let server =
+        http::serve(http, webhook, fake_inbox(books.clone()), console.clone()).expect("the edge starts");
     Edge { server, books, console }
 }
 
