@@ -134,7 +134,11 @@ impl Judge {
     pub fn tell_fault(&self, record: &Record) {
         if let Some(fault) = &record.fault {
             let detail = fault.escape_debug().to_string();
-            self.tell(log::Level::Error, &[b"fault", detail.as_bytes()], &format!("business store: {detail}"));
+            self.tell(
+                log::Level::Error,
+                &[b"fault", detail.as_bytes()],
+                &format!("business store: {detail}"),
+            );
         }
     }
 

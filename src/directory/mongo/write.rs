@@ -13,6 +13,7 @@ use mongodb::sync::Collection;
 
 use super::client::Calls;
 use super::fields::{changed_fields, fields, ids_of, new_id, projection};
+use super::found::{self, Found};
 use super::{READ_WITHIN, error, safely_written};
 use crate::directory::store::{Claim, Record, StoreError, Swap, TokenField};
 
@@ -62,20 +63,21 @@ fn plan(calls: &Calls, records: &[Record]) -> std::result::Result<Vec<Change>, S
         let same = find(&businesses, doc! { "subDomain": { "$in": &names } })?;
         Ok((same, find(&businesses, doc! { "_id": { "$in": &ids } })?))
     })?;
-    let mut by_name: HashMap<String, Document> = HashMap::new();
-    for document in found.0 {
-        let name = document.get_str("subDomain").unwrap_or_default().to_owned();
-        if by_name.insert(name.clone(), document).is_some() {
+    let mut by_name: HashMap<String, Found> = HashMap::new();
+    for one in found.0 {
+        refuse_broken_id(&one)?;
+        let name = one.document.get_str("subDomain").unwrap_or_default().to_owned();
+        if by_name.insert(name.clone(), one).is_some() {
             return Err(StoreError::Refused(format!(
                 "two documents have the subDomain {name:?}; remove one of them"
             )));
         }
     }
-    let taken = |id: &Bson| found.1.iter().any(|document| document.get("_id") == Some(id));
+    let taken = |id: &Bson| found.1.iter().any(|one| one.document.get("_id") == Some(id));
     let changes = records.iter().filter_map(|record| {
-        if let Some(document) = by_name.get(&record.sub_domain) {
-            let changed = changed_fields(document, record);
-            let id = document.get("_id").cloned().unwrap_or(Bson::Null);
+        if let Some(one) = by_name.get(&record.sub_domain) {
+            let changed = changed_fields(one, record);
+            let id = one.document.get("_id").cloned().unwrap_or(Bson::Null);
             return (!changed.is_empty()).then_some(Change::Set(id, changed));
         }
         let own = new_id(&record.id);
@@ -87,10 +89,18 @@ fn plan(calls: &Calls, records: &[Record]) -> std::result::Result<Vec<Change>, S
 }
 
 /// Reads for a decision: from the primary.
-fn find(businesses: &Collection<Document>, filter: Document) -> Result<Vec<Document>> {
+fn find(businesses: &Collection<Document>, filter: Document) -> Result<Vec<Found>> {
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
     let found = businesses.find(filter).projection(projection()).selection_criteria(primary);
-    found.max_time(READ_WITHIN).run()?.collect()
+    found::all(found.max_time(READ_WITHIN).run()?)
+}
+
+/// No filter can name it, so it can't be changed from here.
+fn refuse_broken_id(found: &Found) -> std::result::Result<(), StoreError> {
+    match &found.broken_id {
+        None => Ok(()),
+        Some(id) => Err(StoreError::Refused(format!("a document has the _id {id:?}, which is not UTF-8"))),
+    }
 }
 
 /// Refuses numbers that two live businesses would have: two of `records`, or one of them and another that is there.
@@ -113,7 +123,7 @@ fn refuse_claims(calls: &Calls, records: &[Record]) -> std::result::Result<(), S
                 doc! { "whatsappPhoneNumberIds": numbers, "whatsappEnabled": true, "isActive": true };
             find(&database.collection(super::COLLECTION), filter)
         })?;
-        for document in live {
+        for Found { document, .. } in live {
             let name = document.get_str("subDomain").unwrap_or_default();
             if records.iter().any(|record| record.sub_domain == name) {
                 continue;
@@ -163,7 +173,8 @@ pub fn remove(calls: &Calls, sub_domain: &str) -> std::result::Result<bool, Stor
     let name = sub_domain.to_owned();
     let found = calls
         .read(move |database| find(&database.collection(super::COLLECTION), doc! { "subDomain": &name }))?;
-    let ids: Vec<Bson> = found.iter().filter_map(|document| document.get("_id").cloned()).collect();
+    found.iter().try_for_each(refuse_broken_id)?;
+    let ids: Vec<Bson> = found.iter().filter_map(|one| one.document.get("_id").cloned()).collect();
     if ids.is_empty() {
         return Ok(false);
     }
