@@ -17,7 +17,7 @@ use super::wire::BROKEN;
 use super::{directory, run, store};
 use crate::harness::{self, ENCRYPTION_SECRET};
 
-fn business(n: usize) -> Document {
+pub(super) fn business(n: usize) -> Document {
     let stored = Keys::new(Some(&Secret::new(ENCRYPTION_SECRET)), None)
         .encrypt(&Secret::new(format!("token-{n}")))
         .expect("a key");
@@ -72,6 +72,7 @@ fn a_failover_that_lasts_is_to_be_tried_again_and_never_an_unknown_business() {
     assert_eq!(failure.reason.as_str(), "directory_unavailable");
     assert!(!directory.is_connected());
     peer.heal();
+    directory.check();
     assert!(directory.by_number("5").is_ok());
     assert!(directory.is_connected());
 }
