@@ -64,6 +64,35 @@ fn a_directory_moves_both_ways_and_its_tokens_still_decrypt() {
 }
 
 #[test]
+fn whatever_is_answered_for_moves_both_ways() {
+    let (first, second) = (Ferretdb::start(), Ferretdb::start());
+    let original = Original::new(&first.uri());
+    let names = ["default", "café shop", "a:b", " 日本 ", &*"x".repeat(300)];
+    let documents: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| json!({"subDomain": name, "name": "", "whatsappPhoneNumberIds": [format!("n {n}"), ""], "token": format!("t{n}")}))
+        .collect();
+    original.write(&documents);
+    let (here, there) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (mongo, embedded) = (over(&first.uri(), &here), harness::settings(there.path(), &[]));
+    let (code, lines, said) = run(&mongo, &["business", "export"], "");
+    assert_eq!((code, lines.lines().count()), (0, 5), "{said}");
+    let (code, _, said) = run(&embedded, &["business", "import"], &lines);
+    assert_eq!(code, 0, "{said}");
+    let (_, lines, _) = run(&embedded, &["business", "export"], "");
+    let (code, _, said) = run(&over(&second.uri(), &here), &["business", "import"], &lines);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(Original::new(&second.uri()).tokens(), original.tokens());
+
+    original.write(&[json!({"subDomain": "a\nb", "whatsappPhoneNumberIds": ["7"], "token": "t", "_id": {"$oid": "65f000000000000000000001"}})]);
+    let (code, lines, said) = run(&mongo, &["business", "export"], "");
+    assert_eq!((code, lines.lines().count()), (1, 5), "what can't be imported is not written: {said}");
+    assert!(said.contains("65f000000000000000000001: subDomain") && !said.contains("a\nb"), "{said}");
+    assert_eq!(run(&embedded, &["business", "import"], &lines).0, 0);
+}
+
+#[test]
 fn an_update_leaves_what_it_does_not_know_as_it_is() {
     let database = Ferretdb::start();
     let original = Original::new(&database.uri());
