@@ -184,7 +184,8 @@ fn wrong_field(line: &str) -> Option<&'static str> {
         serde_json::from_str::<T>(raw.get()).is_ok()
     }
     let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(line).ok()?;
-    let readable: [(&'static str, fn(&RawValue) -> bool); 11] = [
+    type Field = (&'static str, fn(&RawValue) -> bool);
+    let readable: [Field; 11] = [
         ("_id", is::<Option<Id>>),
         ("name", is::<Option<String>>),
         ("subDomain", is::<String>),

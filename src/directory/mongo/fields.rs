@@ -12,6 +12,8 @@ use crate::secret::Secret;
 
 /// The longest text of a field, in bytes; a stored token of 400 characters has about 1,300.
 pub const TEXT_MAX: usize = 4096;
+/// The longest refresh token as stored, in bytes. It is carried along and never used.
+pub const REFRESH_MAX: usize = 16 << 10;
 /// Numbers of one business.
 pub const NUMBERS_MAX: usize = 1_000;
 
@@ -52,7 +54,10 @@ pub fn record(found: &Found) -> Record {
         waba_id: reader.text("wabaId").unwrap_or_default(),
         phone_number_ids: reader.numbers(),
         access_token: reader.text("whatsappAccessToken").filter(|t| !t.is_empty()).map(Secret::new),
-        refresh_token: reader.text("whatsappRefreshToken").filter(|t| !t.is_empty()).map(Secret::new),
+        refresh_token: reader
+            .text_within("whatsappRefreshToken", REFRESH_MAX)
+            .filter(|t| !t.is_empty())
+            .map(Secret::new),
         token_expires_at: reader.moment("whatsappTokenExpiresAt"),
         enabled: reader.flag("whatsappEnabled"),
         active: reader.flag("isActive"),
@@ -78,11 +83,15 @@ impl Reader<'_> {
 
     /// `None` for one that is missing or null.
     fn text(&mut self, field: &str) -> Option<String> {
+        self.text_within(field, TEXT_MAX)
+    }
+
+    fn text_within(&mut self, field: &str, most: usize) -> Option<String> {
         match self.document.get(field)? {
             Bson::Null => None,
-            Bson::String(text) if text.len() <= TEXT_MAX => Some(text.clone()),
+            Bson::String(text) if text.len() <= most => Some(text.clone()),
             Bson::String(text) => {
-                self.fault(field, &format!("has {} bytes, more than {TEXT_MAX}", text.len()));
+                self.fault(field, &format!("has {} bytes, more than {most}", text.len()));
                 Some(String::new())
             }
             other => {

@@ -5,6 +5,8 @@
 //! in the middle leaves the businesses before it written, says so, and running it again completes it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::Result;
@@ -43,10 +45,12 @@ pub fn upsert(calls: &Calls, records: Vec<Record>) -> std::result::Result<(), St
     for step in changes.chunks(STEP) {
         let step = step.to_vec();
         let size = step.len();
-        let done = calls.write(move |database| apply(&safely_written(database), &step));
+        let is_begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&is_begun);
+        let done = calls.write(move |database| apply(&safely_written(database), &step, &begins));
         done.map_err(|error| match error {
-            StoreError::Unavailable(detail) if written > 0 => {
-                StoreError::Unknown(format!("{detail}; {written} of {total} businesses are written"))
+            StoreError::Unavailable(detail) if written > 0 || is_begun.load(Relaxed) => {
+                StoreError::Unknown(format!("{detail}; {written} or more of {total} businesses are written"))
             }
             other => other,
         })?;
@@ -146,7 +150,8 @@ fn refuse_claims(calls: &Calls, records: &[Record]) -> std::result::Result<(), S
 }
 
 /// A document of a new `_id` that is there already was inserted by an attempt that did not hear its answer.
-fn apply(businesses: &Collection<Document>, changes: &[Change]) -> Result<()> {
+/// `is_begun`: something of it is written.
+fn apply(businesses: &Collection<Document>, changes: &[Change], is_begun: &AtomicBool) -> Result<()> {
     let inserts: Vec<&Document> = changes
         .iter()
         .filter_map(|change| match change {
@@ -154,15 +159,16 @@ fn apply(businesses: &Collection<Document>, changes: &[Change]) -> Result<()> {
             Change::Set(..) => None,
         })
         .collect();
-    if !inserts.is_empty()
-        && let Err(error) = businesses.insert_many(inserts).ordered(false).run()
-        && !error::is_duplicate_only(&error)
-    {
-        return Err(error);
+    if !inserts.is_empty() {
+        match businesses.insert_many(inserts).ordered(false).run() {
+            Err(error) if !error::is_duplicate_only(&error) => return Err(error),
+            Ok(_) | Err(_) => is_begun.store(true, Relaxed),
+        }
     }
     for change in changes {
         if let Change::Set(id, changed) = change {
             businesses.update_one(doc! { "_id": id }, doc! { "$set": changed }).run()?;
+            is_begun.store(true, Relaxed);
         }
     }
     Ok(())

@@ -5,12 +5,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
+use whatsapp_webhook::directory::tokens::Keys;
+use whatsapp_webhook::secret::Secret;
 
 use super::ferretdb::Ferretdb;
 use super::original::Original;
 use super::peer::{Peer, Reaction};
 use super::proxy::{Mode, Proxy};
-use super::{run, world};
+use super::{directory, run, world};
 use crate::harness::{self, ENCRYPTION_SECRET, SOON, message, now, until};
 
 fn over(uri: &str, folder: &tempfile::TempDir) -> HashMap<String, String> {
@@ -194,6 +196,27 @@ fn a_rotation_counts_stops_goes_on_and_leaves_nothing_for_the_old_secret() {
     assert!(code == 0 && text.contains(&format!("{left} tokens rotated, {done} encrypted")), "{text}{said}");
     assert_eq!((opened(&old), opened(&new)), (0, 60));
     assert!((0..60).all(|n| new.tokens()[&format!("biz{n}")].as_deref() == Some(&*format!("token-{n}"))));
+}
+
+#[test]
+fn a_rotation_names_the_token_that_it_passes_over_and_a_long_refresh_token_is_none_of_them() {
+    let database = Ferretdb::start();
+    let old = Original::new(&database.uri());
+    let stored = Keys::new(Some(&Secret::new(ENCRYPTION_SECRET)), None)
+        .encrypt(&Secret::new("r".repeat(3000)))
+        .expect("a key");
+    old.write(&[
+        json!({"subDomain": "long", "whatsappPhoneNumberIds": ["1"], "token": "t1", "whatsappRefreshToken": stored.reveal()}),
+        json!({"subDomain": "huge", "whatsappPhoneNumberIds": ["2"], "token": "t2", "whatsappRefreshToken": stored.reveal().repeat(3)}),
+    ]);
+    assert!(directory(&database.uri()).by_number("1").is_ok(), "its refresh token is not used");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut settings = over(&database.uri(), &folder);
+    settings.insert("ENCRYPTION_SECRET".to_owned(), "a new secret".to_owned());
+    settings.insert("ENCRYPTION_SECRET_OLD".to_owned(), ENCRYPTION_SECRET.to_owned());
+    let (code, text, said) = run(&settings, &["key", "rotate"], "");
+    assert!(code == 1 && text.contains("3 tokens rotated") && text.contains("1 unreadable"), "{text}{said}");
+    assert!(said.contains("whatsappRefreshToken has") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

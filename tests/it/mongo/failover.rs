@@ -102,6 +102,26 @@ fn a_write_that_a_majority_did_not_confirm_is_unknown() {
 }
 
 #[test]
+fn a_write_that_stops_in_the_middle_says_that_something_may_be_written() {
+    let refused = Some(Reaction::Error(13, "Unauthorized", &[]));
+    let changed = |n: usize| Record { phone_number_ids: vec![n.to_string()], ..record(&format!("biz{n}")) };
+    // of two updates the second is refused; of one, the answer is lost (also to the driver's own second try)
+    let lost = [Some(Reaction::Close), Some(Reaction::Close), refused];
+    for (count, reactions) in [(2, &[None, refused][..]), (1, &lost)] {
+        let peer = Peer::start();
+        (1..=count).for_each(|n| peer.put(business(n)));
+        peer.play("update", reactions);
+        let error = store(&peer.uri()).upsert((1..=count).map(changed).collect()).expect_err("stopped");
+        assert!(matches!(error, StoreError::Unknown(_)), "{error}");
+    }
+    let peer = Peer::start();
+    peer.put(business(1));
+    peer.play("update", &[refused]);
+    let error = store(&peer.uri()).upsert(vec![changed(1)]).expect_err("refused");
+    assert!(matches!(error, StoreError::Unavailable(_)), "nothing was written: {error}");
+}
+
+#[test]
 fn a_write_gets_through_a_failover() {
     for (code, name) in FAILOVER {
         let peer = Peer::start();
