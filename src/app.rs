@@ -27,6 +27,8 @@ const EDGE_SHARE: u32 = 3;
 
 /// How often the directory's store is asked whether it answers.
 const DIRECTORY_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The same while it is away.
+const DIRECTORY_LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How the running service ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +79,8 @@ impl App {
             .map_err(|e| fail(&e))?;
         let graph: Arc<dyn Graph> = Arc::new(graph::client::Client::new(&config.graph));
         let agent: Arc<dyn Agent> = agent::build(&config.agent).map_err(|e| fail(&e))?;
-        let directory = directory::open(&config.directory).map_err(|e| fail(&e))?;
+        let directory =
+            directory::open_for(&config.directory, config.turn.max_turns).map_err(|e| fail(&e))?;
         let draining = Arc::new(AtomicBool::new(false));
         let turns = Turns {
             inbox: Arc::clone(&inbox) as Arc<dyn Inbox>,
@@ -182,8 +185,9 @@ impl App {
                         Err(failure) => log::debug!("directory: not warmed up: {failure}"),
                     }
                 }
+                let is_there = directory.is_connected();
                 drop(directory);
-                clock::sleep(DIRECTORY_LOOK_EVERY);
+                clock::sleep(if is_there { DIRECTORY_LOOK_EVERY } else { DIRECTORY_LOOK_AGAIN });
             }
             clock::linger();
         });

@@ -17,7 +17,7 @@ use crate::config;
 use crate::directory::Directory;
 use crate::dispatcher::{Job, Outcome, Runner};
 use crate::event::{Business, ItemId, Message, Said, hash64};
-use crate::failure::{Failure, Reason, Scope, Verdict};
+use crate::failure::{Failure, Reason, Scope, Source, Verdict};
 use crate::graph::Graph;
 use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
@@ -135,19 +135,16 @@ impl Turns {
 
     fn no_business(&self, batch: Batch, failure: &Failure) -> Outcome {
         let number = batch.messages.first().map_or(String::new(), |m| masked(&m.phone_number_id));
-        // a store that is away is told of once, by the directory: not by every message that waits for it
-        let level = match failure.verdict {
-            Verdict::Retry { .. } => log::Level::Debug,
-            _ => log::Level::Warn,
-        };
-        log::log!(level, "turn: number {number}: {failure}");
+        log::log!(level_of(failure), "turn: number {number}: {failure}");
         self.failed_before_answer(batch, failure)
     }
 
     /// One policy for what fails before an answer is stored.
     fn failed_before_answer(&self, batch: Batch, failure: &Failure) -> Outcome {
         let ids = ids(&batch.works);
-        let again = Job::Fresh { works: batch.works, attempt: batch.attempt.saturating_add(1) };
+        // attempts are the agent's: a directory that is away for an hour costs it none
+        let counted = u32::from(failure.source != Source::Directory);
+        let again = Job::Fresh { works: batch.works, attempt: batch.attempt.saturating_add(counted) };
         match failure.verdict {
             Verdict::Dead => {
                 self.inbox.settle(&ids, State::Dead, &failure.reason, &failure.detail);
@@ -264,6 +261,14 @@ impl Turns {
             }
             clock::sleep(left.min(SLICE));
         }
+    }
+}
+
+/// A store that is away is told of once, by the directory: not by every message that waits for it.
+fn level_of(failure: &Failure) -> log::Level {
+    match failure.verdict {
+        Verdict::Retry { .. } => log::Level::Debug,
+        _ => log::Level::Warn,
     }
 }
 

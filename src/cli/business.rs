@@ -155,8 +155,10 @@ fn run_add(
         let missing = missing.iter().filter(|(_, is_missing)| *is_missing);
         faults.extend(missing.map(|(option, _)| format!("{option} is required for a new business")));
     }
+    // what others stored may stay as it is; what is given here is checked
+    let before = known.as_ref().map_or_else(Vec::new, check);
     let mut record = changed(known.unwrap_or_else(|| Record::new(&*add.subdomain)), add);
-    faults.extend(check(&record));
+    faults.extend(check(&record).into_iter().filter(|fault| !before.contains(fault)));
     if faults.is_empty() {
         record.access_token = match token {
             Some(token) => Some(keys.encrypt(&token).ok_or("ENCRYPTION_SECRET is not set")?),

@@ -18,8 +18,6 @@ use crate::{config, directory};
 const STEP: usize = 10;
 /// Times that the businesses are gone through: what others stored with the old secret meanwhile is found then.
 const PASSES_MAX: usize = 3;
-/// The documents' fields that hold tokens.
-const TOKENS: [&str; 2] = ["whatsappAccessToken", "whatsappRefreshToken"];
 /// Businesses whose trouble is named.
 const NAMED_MAX: usize = 100;
 
@@ -138,15 +136,18 @@ fn pass(store: &dyn Store, keys: &Keys, dry_run: bool) -> Result<Pass, Failed> {
 }
 
 fn look(record: &Record, keys: &Keys, pass: &mut Pass, swaps: &mut Vec<Swap>) {
-    // a token that could not be read from its document is not there to be rotated, and the old secret still opens it
-    if let Some(fault) =
-        record.fault.as_ref().filter(|fault| TOKENS.iter().any(|field| fault.contains(field)))
-    {
-        pass.unreadable.push(fault.escape_debug().to_string());
-    }
     for (field, stored) in
         [(TokenField::Access, &record.access_token), (TokenField::Refresh, &record.refresh_token)]
     {
+        let which = match field {
+            TokenField::Access => ("access", "whatsappAccessToken"),
+            TokenField::Refresh => ("refresh", "whatsappRefreshToken"),
+        };
+        // what was not read as it is stored can't be rotated, and may be open to the old secret
+        if let Some(fault) = record.fault.as_ref().filter(|fault| fault.contains(which.1)) {
+            pass.unreadable.push(format!("left as it is: {}", fault.escape_debug()));
+            continue;
+        }
         let Some(stored) = stored else { continue };
         match keys.rotate(stored) {
             Rotated::Current => pass.current += 1,
@@ -156,12 +157,8 @@ fn look(record: &Record, keys: &Keys, pass: &mut Pass, swaps: &mut Vec<Swap>) {
                 swaps.push(Swap { id: record.id.clone(), field, from: stored.clone(), to });
             }
             Rotated::Unreadable => {
-                let which = match field {
-                    TokenField::Access => "access",
-                    TokenField::Refresh => "refresh",
-                };
                 let name = record.sub_domain.escape_debug();
-                pass.unreadable.push(format!("business {name}: neither secret opens its {which} token"));
+                pass.unreadable.push(format!("business {name}: neither secret opens its {} token", which.0));
             }
         }
     }

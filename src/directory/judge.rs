@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -41,8 +42,8 @@ pub enum Answer {
     Business(Arc<Business>),
     /// The store answered, and nobody may be answered for.
     Refused(Failure),
-    /// The store did not answer.
-    Unavailable(Failure),
+    /// The store did not answer, and why.
+    Unavailable(String),
 }
 
 /// By what is looked up; each has its own cache, so that a number can't pass for a subdomain.
@@ -234,15 +235,14 @@ pub fn refused(reason: &'static str, detail: String) -> Failure {
     failure(Verdict::Dead, reason, detail)
 }
 
-/// The store gave no answer: to be tried again.
-pub fn unavailable(detail: &str) -> Failure {
-    failure(Verdict::Retry { after: None }, "directory_unavailable", detail.to_owned())
+/// The store gave no answer: to be tried again after that time.
+pub fn unavailable(detail: &str, after: Option<Duration>) -> Failure {
+    failure(Verdict::Retry { after }, "directory_unavailable", detail.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use super::*;
 

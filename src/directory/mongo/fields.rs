@@ -6,6 +6,7 @@
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
+use super::found::Found;
 use crate::directory::store::Record;
 use crate::secret::Secret;
 
@@ -31,8 +32,9 @@ pub fn projection() -> Document {
 }
 
 /// The record, with what is wrong in its `fault`.
-pub fn record(document: &Document) -> Record {
-    let mut reader = Reader { document, faults: Vec::new() };
+pub fn record(found: &Found) -> Record {
+    let document = &found.document;
+    let mut reader = Reader { document, faults: found.faults.clone() };
     let sub_domain = match reader.text("subDomain") {
         Some(text) => text,
         None => {
@@ -44,7 +46,10 @@ pub fn record(document: &Document) -> Record {
         reader.fault("subDomain", "is empty");
     }
     let mut record = Record {
-        id: document.get("_id").map_or_else(String::new, id_text),
+        id: match &found.broken_id {
+            Some(shown) => shown.clone(),
+            None => document.get("_id").map_or_else(String::new, id_text),
+        },
         name: reader.text("name").unwrap_or_else(|| sub_domain.clone()),
         sub_domain,
         waba_id: reader.text("wabaId").unwrap_or_default(),
@@ -225,8 +230,8 @@ pub fn fields(record: &Record) -> Document {
 
 /// The fields in which `wanted` differs from what the document says now; a field of another form but the same
 /// meaning stays as it is.
-pub fn changed_fields(document: &Document, wanted: &Record) -> Document {
-    let now = record(document);
+pub fn changed_fields(found: &Found, wanted: &Record) -> Document {
+    let now = record(found);
     let mut changed = fields(wanted);
     if now.meta_app.is_some() && wanted.meta_app.is_none() {
         changed.insert("metaApp", Bson::Null);
@@ -272,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_document_is_read_and_written_back_the_same() {
-        let record = record(&shop());
+        let record = record(&shop().into());
         assert_eq!(record.fault, None);
         assert_eq!(record.id, "65f000000000000000000001");
         assert_eq!(record.token_expires_at.as_deref(), Some("2027-01-15T08:00:00Z"));
@@ -280,10 +285,10 @@ mod tests {
         for (field, value) in &written {
             assert_eq!(Some(value), shop().get(field), "{field}");
         }
-        assert!(changed_fields(&shop(), &record).is_empty());
+        assert!(changed_fields(&shop().into(), &record).is_empty());
         let mut other = record;
         other.enabled = false;
-        assert_eq!(changed_fields(&shop(), &other), doc! { "whatsappEnabled": false });
+        assert_eq!(changed_fields(&shop().into(), &other), doc! { "whatsappEnabled": false });
     }
 
     #[test]
@@ -305,7 +310,7 @@ mod tests {
         ] {
             let mut document = shop();
             document.insert(field, value);
-            let fault = record(&document).fault.unwrap_or_default();
+            let fault = record(&document.clone().into()).fault.unwrap_or_default();
             assert!(fault.contains("65f000000000000000000001") && fault.contains(field), "{field}: {fault}");
             assert!(fault.contains(word) && !fault.contains("SECRET"), "{field}: {fault}");
         }
@@ -313,7 +318,7 @@ mod tests {
         let many = ["106".into(), Bson::Int64(1), Bson::Int64(2)].into_iter().cycle().take(30_000);
         document.insert("whatsappPhoneNumberIds", many.collect::<Vec<Bson>>());
         document.insert("_id", "x".repeat(50_000));
-        let read = record(&document);
+        let read = record(&document.clone().into());
         assert_eq!(read.phone_number_ids.len(), 10_000, "a wrong array claims its right numbers");
         let fault = read.fault.expect("wrong twice");
         assert!(
@@ -322,7 +327,7 @@ mod tests {
         );
         let mut document = shop();
         document.remove("name");
-        assert_eq!(record(&document).fault, None, "a name is only shown");
+        assert_eq!(record(&document.clone().into()).fault, None, "a name is only shown");
     }
 
     #[test]
