@@ -25,13 +25,13 @@ use crate::pair::{Case, Pairs, at_once, each};
 const BUSINESSES: usize = 1_000;
 
 /// By one thread, and by two at once.
-const HIT: [Band; 2] = [Band(2.3, 3.4), Band(2.0, 3.6)];
-const MISS: [Band; 2] = [Band(1.6, 2.3), Band(1.6, 3.4)];
-const ABSENT: [Band; 2] = [Band(1.0, 1.3), Band(1.0, 1.4)];
+const HIT: [Band; 2] = [Band(2.3, 3.4), Band(2.0, 4.5)];
+const MISS: [Band; 2] = [Band(1.6, 4.0), Band(1.6, 4.5)];
+const ABSENT: [Band; 2] = [Band(1.0, 1.3), Band(1.0, 1.9)];
 /// Two that do nothing else meet at the one lock of an insert, and then wait in the kernel.
-const EVICT: [Band; 2] = [Band(1.6, 2.2), Band(1.2, 15.0)];
-const DECRYPT: Band = Band(5.5, 7.5);
-const MEMO: Band = Band(0.7, 1.0);
+const EVICT: [Band; 2] = [Band(1.3, 2.0), Band(1.2, 15.0)];
+const DECRYPT: Band = Band(4.0, 7.0);
+const MEMO: Band = Band(0.5, 0.9);
 
 /// Answers every number at once with the same record.
 struct Ready(Record);

@@ -20,9 +20,9 @@ use crate::stub_inbox::StubInbox;
 /// Works in a group commit.
 const BATCH: u64 = 100;
 /// Numbers that the works are for, with the ratio.
-const PURE: [(u64, Band); 3] = [(1, Band(40.0, 60.0)), (10, Band(45.0, 65.0)), (1000, Band(50.0, 70.0))];
+const PURE: [(u64, Band); 3] = [(1, Band(25.0, 50.0)), (10, Band(30.0, 55.0)), (1000, Band(35.0, 60.0))];
 /// Wide: on a busy machine it is the scheduler that is measured.
-const TURN: Band = Band(0.3, 4.0);
+const TURN: Band = Band(0.3, 6.0);
 
 /// All of them.
 pub fn bench(pairs: &mut Pairs) {

@@ -13,7 +13,7 @@ use crate::judge::Band;
 use crate::pair::{Case, Pairs};
 
 /// Wide: on a busy machine it is the scheduler that is measured.
-const BAND: Band = Band(0.6, 4.0);
+const BAND: Band = Band(0.4, 4.0);
 
 /// There and back: two wake-ups.
 pub fn bench(pairs: &mut Pairs) {

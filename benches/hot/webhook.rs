@@ -19,9 +19,9 @@ const COPY_750: Band = Band(40.0, 90.0);
 
 /// Kinds with the ratio to a kept tape for 1, 100 and 1,000 items.
 const ON_TAPE: [(&str, [Band; 3]); 3] = [
-    ("message", [Band(1.3, 1.6), Band(1.25, 1.5), Band(1.3, 1.6)]),
-    ("reaction", [Band(1.3, 1.7), Band(1.25, 1.5), Band(1.3, 1.6)]),
-    ("status", [Band(1.3, 1.8), Band(1.3, 1.6), Band(1.3, 1.7)]),
+    ("message", [Band(1.2, 1.5), Band(1.2, 1.4), Band(1.2, 1.5)]),
+    ("reaction", [Band(1.2, 1.6), Band(1.2, 1.4), Band(1.2, 1.5)]),
+    ("status", [Band(1.2, 1.6), Band(1.2, 1.5), Band(1.3, 1.6)]),
 ];
 
 /// Kinds with the ratio to serde_json's skipping: read by the scan, since the tape can't or bytes are wanted.
