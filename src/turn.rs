@@ -40,7 +40,7 @@ pub static REPLIES: Counter = Counter::new("replies_total", "Reply messages acce
 pub static FALLBACKS: Counter = Counter::new("fallbacks_total", "Turns answered with AGENT_FALLBACK_TEXT.");
 
 /// All of the above.
-pub static METRICS: &[&dyn Metric] = &[&TURNS, &REPLY_SECONDS, &REPLIES, &FALLBACKS];
+pub static METRICS: &[&dyn Metric] = &[&TURNS, &REPLY_SECONDS, &REPLIES, &FALLBACKS, &typing::CROWDED];
 
 const SENT: usize = 0;
 const NO_REPLY: usize = 1;
@@ -227,10 +227,14 @@ impl Turns {
         self.inbox.history(session, limit)
     }
 
-    /// The fallback text, once the last attempt has failed.
+    /// The fallback text, once the last attempt has failed or the answer can't be used. Not where the agent refused the
+    /// turn (4xx).
     fn fallback(&self, failure: &Failure, attempt: u32) -> Option<agent::Answer> {
-        let retryable = matches!(failure.verdict, Verdict::Retry { .. } | Verdict::Unknown);
-        if !retryable || attempt + 1 < self.agent_config.attempts {
+        let is_last = match failure.verdict {
+            Verdict::Retry { .. } | Verdict::Unknown => attempt + 1 >= self.agent_config.attempts,
+            _ => failure.reason.as_str() == agent::BAD_ANSWER,
+        };
+        if !is_last {
             return None;
         }
         let text = self.agent_config.fallback_text.as_deref()?;
@@ -244,7 +248,9 @@ impl Turns {
         if retryable && batch.attempt + 1 >= self.agent_config.attempts {
             failure.verdict = Verdict::Dead;
         }
-        log::warn!("turn: {failure} (attempt {})", batch.attempt + 1);
+        let (number, turn) = (masked(&batch.messages[0].phone_number_id), turn_id(&batch.works));
+        let end = if failure.verdict == Verdict::Dead { "dead" } else { "to be tried again" };
+        log::warn!("turn: number {number}, {turn}: {failure} (attempt {}, {end})", batch.attempt + 1);
         self.failed_before_answer(batch, &failure)
     }
 
