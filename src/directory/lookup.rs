@@ -1,7 +1,7 @@
 //! The directory over a store: what is cached, what is asked, what is refused and with which reason.
 //!
 //! Fresh in the cache: answered at once. Otherwise one coroutine asks the store and the others wait for its
-//! answer. If the store fails, an expired entry is served on (and the store left alone for [`RETRY_AFTER`]);
+//! answer. If the store fails, an expired entry is served on (and the store left alone for [`STALE_RETRY_AFTER`]);
 //! without one the answer is `directory_unavailable`, to be tried again within seconds: at once while the store is
 //! away, or where too many wait for it already (`reach`). Refusals are remembered for [`ABSENT_TTL`].
 
@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::cache::{Cache, Epoch, Found};
 use super::flight::{Flights, Lead, Seat};
 use super::judge::{Answer, By, Judge, refused, unavailable};
-pub use super::reach::RETRY_AFTER;
 use super::reach::{ANSWERED_WITHIN, AWAY_PAUSE, CROWDED_PAUSE, PutOff, Reach};
+pub use super::reach::{RETRY_AFTER, STALE_RETRY_AFTER};
 use super::store::{Record, Store, StoreError, all};
 use super::{CacheStats, Directory};
 use crate::event::{Business, hash64};
@@ -220,7 +220,7 @@ impl Lookup {
         now: Duration,
         stale: Arc<Business>,
     ) -> Result<Arc<Business>, Failure> {
-        let answer = if self.reach.is_left_alone(now) {
+        let answer = if self.reach.is_left_alone(now, STALE_RETRY_AFTER) {
             None
         } else {
             self.question(index, key, now, true).ok().flatten()

@@ -17,8 +17,10 @@ use crate::ops::metrics::Counter;
 
 /// A store that answered something so lately is not away.
 pub const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
-/// How long a store that failed is left alone by those who have another way.
+/// How long a store that failed is left alone.
 pub const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The same by those who have a stale answer: longer, so that others find out, as long as there are others.
+pub const STALE_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Lookups that wait for the store at once, at most; and never more than a third of the turns that can run, so that
 /// who is in the cache finds a free one.
 pub const WAITING_MAX: usize = 128;
@@ -114,10 +116,10 @@ impl Reach {
         self.connection.load(Relaxed) == CONNECTED_NOW
     }
 
-    /// Whether the last answer was a failure, a short time ago.
-    pub fn is_left_alone(&self, now: Duration) -> bool {
+    /// Whether the last answer was a failure, less than `pause` ago.
+    pub fn is_left_alone(&self, now: Duration, pause: Duration) -> bool {
         let failed_at = self.failed_at.load(Relaxed);
-        failed_at != 0 && now < Duration::from_millis(failed_at) + RETRY_AFTER
+        failed_at != 0 && now < Duration::from_millis(failed_at) + pause
     }
 
     /// Whoever wants to ask may do so at once.
@@ -128,7 +130,7 @@ impl Reach {
     /// For one who wants to wait for an answer.
     pub fn admit(&self, now: Duration) -> Result<Permit<'_>, PutOff> {
         let is_away = self.connection.load(Relaxed) == AWAY;
-        if is_away && (self.is_left_alone(now) || self.is_probed.swap(true, Relaxed)) {
+        if is_away && (self.is_left_alone(now, RETRY_AFTER) || self.is_probed.swap(true, Relaxed)) {
             PUT_OFF.inc();
             return Err(PutOff::Away);
         }
@@ -250,7 +252,10 @@ mod tests {
         for n in 0..50 {
             fails(&reach, at(1_100 + 40 * n));
             assert!(reach.is_connected());
-            assert!(reach.is_left_alone(at(1_101 + 40 * n)), "by those who have another way");
+            assert!(
+                reach.is_left_alone(at(1_101 + 40 * n), STALE_RETRY_AFTER),
+                "by those who have another way"
+            );
             reach.answered(at(1_120 + 40 * n));
         }
         fails(&reach, at(5_100));

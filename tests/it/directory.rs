@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use whatsapp_webhook::clock;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
-use whatsapp_webhook::directory::lookup::{ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX};
+use whatsapp_webhook::directory::lookup::{
+    ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX, STALE_RETRY_AFTER,
+};
 use whatsapp_webhook::directory::reach::{ASKING_MAX, RETURN_WITHIN};
 use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
@@ -356,6 +358,8 @@ fn stale_entries_are_served_while_the_store_is_away_but_not_for_ever() {
     assert!(lookup.by_number_at("106", at(401)).is_ok());
     assert_eq!(fake.asked(), 2, "the store is left alone for a while");
     assert!(lookup.by_number_at("106", at(400) + RETRY_AFTER).is_ok());
+    assert_eq!(fake.asked(), 2, "others who have nothing find out");
+    assert!(lookup.by_number_at("106", at(401) + STALE_RETRY_AFTER).is_ok());
     assert_eq!(fake.asked(), 3);
     assert_eq!(reason(lookup.by_number_at("107", at(500))), "directory_unavailable");
     let end = at(1) + TTL + STALE_MAX;
