@@ -11,9 +11,9 @@ use crate::agent::{self, Agent};
 use crate::config::Config;
 use crate::directory::{self, Directory};
 use crate::dispatcher::Dispatcher;
-use crate::event::{Item, Kind, Path};
+use crate::event::{Item, Path};
 use crate::graph::{self, Graph};
-use crate::inbox::embedded::Embedded;
+use crate::inbox::embedded::{Embedded, Tuning};
 use crate::inbox::{self, Inbox, Parser, StatusSaid};
 use crate::ops::console::Desk;
 use crate::ops::lifecycle::Lifecycle;
@@ -27,6 +27,8 @@ const EDGE_SHARE: u32 = 3;
 
 /// How often the directory's store is asked whether it answers.
 const DIRECTORY_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The same while it is away.
+const DIRECTORY_LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How the running service ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,11 +73,14 @@ impl App {
         let end = bounded(4);
         let poisoned = end.0.clone();
         let on_poison = move |detail: String| drop(poisoned.try_send(End::Failed(detail)));
-        let inbox = Embedded::open(&config.inbox.data_dir, config.inbox.retention, PARSER, on_poison)
+        let of_inbox = &config.inbox;
+        let tuning = Tuning { pace: of_inbox.commit_pace, log_bytes: of_inbox.checkpoint_bytes };
+        let inbox = Embedded::open_tuned(&of_inbox.data_dir, of_inbox.retention, tuning, PARSER, on_poison)
             .map_err(|e| fail(&e))?;
         let graph: Arc<dyn Graph> = Arc::new(graph::client::Client::new(&config.graph));
         let agent: Arc<dyn Agent> = agent::build(&config.agent).map_err(|e| fail(&e))?;
-        let directory = directory::open(&config.directory).map_err(|e| fail(&e))?;
+        let directory =
+            directory::open_for(&config.directory, config.turn.max_turns).map_err(|e| fail(&e))?;
         let draining = Arc::new(AtomicBool::new(false));
         let turns = Turns {
             inbox: Arc::clone(&inbox) as Arc<dyn Inbox>,
@@ -180,8 +185,9 @@ impl App {
                         Err(failure) => log::debug!("directory: not warmed up: {failure}"),
                     }
                 }
+                let is_there = directory.is_connected();
                 drop(directory);
-                clock::sleep(DIRECTORY_LOOK_EVERY);
+                clock::sleep(if is_there { DIRECTORY_LOOK_EVERY } else { DIRECTORY_LOOK_AGAIN });
             }
             clock::linger();
         });
@@ -217,27 +223,23 @@ fn metrics() -> Vec<&'static [&'static dyn Metric]> {
         agent::METRICS,
         graph::METRICS,
         crate::net::METRICS,
+        crate::ops::stderr::METRICS,
     ]
 }
 
 /// How the inbox reads bodies.
-pub const PARSER: Parser = Parser { items, key, status };
+pub const PARSER: Parser = Parser { items, keys: unpack::keys, statuses };
 
 fn items(body: &[u8], items: &mut Vec<Item>) {
     parse::parse(body, items);
 }
 
-fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
-    unpack::key(body, kind, path)
-}
-
-fn status(body: &[u8], path: Path) -> Option<StatusSaid> {
-    let status = unpack::status(body, path).ok()?;
-    let failed = (status.status == "failed").then(|| status.error_code.unwrap_or(0));
-    Some(StatusSaid {
+fn statuses(body: &[u8], paths: &[Path]) -> Vec<Option<StatusSaid>> {
+    let said = |status: unpack::Status| StatusSaid {
+        failed: (status.status == "failed").then(|| status.error_code.unwrap_or(0)),
         wamid: status.wamid,
         callback_data: status.callback_data,
         phone_number_id: status.phone_number_id,
-        failed,
-    })
+    };
+    unpack::statuses(body, paths).into_iter().map(|status| status.map(said)).collect()
 }

@@ -30,7 +30,9 @@ impl fmt::Debug for Secret {
 pub fn masked(text: &str) -> String {
     let count = text.chars().count();
     let shown = if count > 4 { 4 } else { 0 };
-    let tail: String = text.chars().skip(count - shown).collect();
+    // a sender chooses them: no line end, no control of a terminal
+    let tail: String =
+        text.chars().skip(count - shown).map(|c| if c.is_control() { '?' } else { c }).collect();
     format!("…{tail}")
 }
 
@@ -47,5 +49,6 @@ mod tests {
     fn a_number_keeps_its_last_four_digits() {
         assert_eq!(masked("16505551234"), "…1234");
         assert_eq!(masked("123"), "…");
+        assert_eq!(masked("12345\u{1b}[2J"), "…?[2J");
     }
 }

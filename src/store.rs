@@ -148,6 +148,35 @@ impl Gate {
     }
 }
 
+/// That the files on disk are still those that are open: what is written to a file that was removed is gone with the
+/// process.
+#[derive(Debug)]
+pub struct Presence {
+    files: [(PathBuf, Option<u64>); 2],
+}
+
+impl Presence {
+    /// Of the store in the folder.
+    pub fn new(data_dir: &Path) -> Self {
+        let files = [FILE.to_owned(), format!("{FILE}-wal")].map(|name| (data_dir.join(name), None));
+        Self { files }
+    }
+
+    /// The file that was removed or replaced since the first call, if one was.
+    pub fn missing(&mut self) -> Option<&Path> {
+        use std::os::unix::fs::MetadataExt;
+        for (path, known) in &mut self.files {
+            let now = fs::metadata(&*path).ok().map(|metadata| metadata.ino());
+            match (*known, now) {
+                (None, _) => *known = now,
+                (Some(before), Some(now)) if before == now => {}
+                _ => return Some(path),
+            }
+        }
+        None
+    }
+}
+
 fn create(data_dir: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt;
     if data_dir.is_dir() {

@@ -17,7 +17,7 @@ use crate::config;
 use crate::directory::Directory;
 use crate::dispatcher::{Job, Outcome, Runner};
 use crate::event::{Business, ItemId, Message, Said, hash64};
-use crate::failure::{Failure, Reason, Scope, Verdict};
+use crate::failure::{Failure, Reason, Scope, Source, Verdict};
 use crate::graph::Graph;
 use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
@@ -40,7 +40,7 @@ pub static REPLIES: Counter = Counter::new("replies_total", "Reply messages acce
 pub static FALLBACKS: Counter = Counter::new("fallbacks_total", "Turns answered with AGENT_FALLBACK_TEXT.");
 
 /// All of the above.
-pub static METRICS: &[&dyn Metric] = &[&TURNS, &REPLY_SECONDS, &REPLIES, &FALLBACKS];
+pub static METRICS: &[&dyn Metric] = &[&TURNS, &REPLY_SECONDS, &REPLIES, &FALLBACKS, &typing::CROWDED];
 
 const SENT: usize = 0;
 const NO_REPLY: usize = 1;
@@ -135,19 +135,16 @@ impl Turns {
 
     fn no_business(&self, batch: Batch, failure: &Failure) -> Outcome {
         let number = batch.messages.first().map_or(String::new(), |m| masked(&m.phone_number_id));
-        // a store that is away is told of once, by the directory: not by every message that waits for it
-        let level = match failure.verdict {
-            Verdict::Retry { .. } => log::Level::Debug,
-            _ => log::Level::Warn,
-        };
-        log::log!(level, "turn: number {number}: {failure}");
+        log::log!(level_of(failure), "turn: number {number}: {failure}");
         self.failed_before_answer(batch, failure)
     }
 
     /// One policy for what fails before an answer is stored.
     fn failed_before_answer(&self, batch: Batch, failure: &Failure) -> Outcome {
         let ids = ids(&batch.works);
-        let again = Job::Fresh { works: batch.works, attempt: batch.attempt.saturating_add(1) };
+        // attempts are the agent's: a directory that is away for an hour costs it none
+        let counted = u32::from(failure.source != Source::Directory);
+        let again = Job::Fresh { works: batch.works, attempt: batch.attempt.saturating_add(counted) };
         match failure.verdict {
             Verdict::Dead => {
                 self.inbox.settle(&ids, State::Dead, &failure.reason, &failure.detail);
@@ -174,9 +171,11 @@ impl Turns {
         let first = &batch.messages[0];
         let last = &batch.messages[batch.messages.len() - 1];
         let session = format!("{}:{}", business.sub_domain, first.conversation);
+        // two documents may have one subdomain: what is remembered stays with the business that heard it
+        let memory = format!("{session}@{}", business.id);
         let phone_number_id = first.phone_number_id.clone();
         let typing = typing::Typing::start(&self.graph, business, &phone_number_id, &last.wamid);
-        let history = match self.history(&session) {
+        let history = match self.history(&memory) {
             Ok(history) => history,
             Err(failure) => return self.failed_before_answer(batch, &failure),
         };
@@ -205,7 +204,7 @@ impl Turns {
             conversation: batch.works[0].conversation,
             phone_number_id,
             to: last.reply_to.clone(),
-            session,
+            session: memory,
             replies: answer.replies,
             remember: answer.remember,
             history_max: self.agent_config.history,
@@ -228,10 +227,14 @@ impl Turns {
         self.inbox.history(session, limit)
     }
 
-    /// The fallback text, once the last attempt has failed.
+    /// The fallback text, once the last attempt has failed or the answer can't be used. Not where the agent refused the
+    /// turn (4xx).
     fn fallback(&self, failure: &Failure, attempt: u32) -> Option<agent::Answer> {
-        let retryable = matches!(failure.verdict, Verdict::Retry { .. } | Verdict::Unknown);
-        if !retryable || attempt + 1 < self.agent_config.attempts {
+        let is_last = match failure.verdict {
+            Verdict::Retry { .. } | Verdict::Unknown => attempt + 1 >= self.agent_config.attempts,
+            _ => failure.reason.as_str() == agent::BAD_ANSWER,
+        };
+        if !is_last {
             return None;
         }
         let text = self.agent_config.fallback_text.as_deref()?;
@@ -245,7 +248,9 @@ impl Turns {
         if retryable && batch.attempt + 1 >= self.agent_config.attempts {
             failure.verdict = Verdict::Dead;
         }
-        log::warn!("turn: {failure} (attempt {})", batch.attempt + 1);
+        let (number, turn) = (masked(&batch.messages[0].phone_number_id), turn_id(&batch.works));
+        let end = if failure.verdict == Verdict::Dead { "dead" } else { "to be tried again" };
+        log::warn!("turn: number {number}, {turn}: {failure} (attempt {}, {end})", batch.attempt + 1);
         self.failed_before_answer(batch, &failure)
     }
 
@@ -262,6 +267,14 @@ impl Turns {
             }
             clock::sleep(left.min(SLICE));
         }
+    }
+}
+
+/// A store that is away is told of once, by the directory: not by every message that waits for it.
+fn level_of(failure: &Failure) -> log::Level {
+    match failure.verdict {
+        Verdict::Retry { .. } => log::Level::Debug,
+        _ => log::Level::Warn,
     }
 }
 

@@ -74,7 +74,7 @@ pub fn failure(verdict: Verdict, reason: String, detail: &str) -> Failure {
 /// An answer that can't be used: asking again would bring the same.
 pub fn unusable(detail: &str) -> Failure {
     BAD_ANSWERS.inc();
-    failure(Verdict::Dead, "agent_bad_answer".to_owned(), detail)
+    failure(Verdict::Dead, super::BAD_ANSWER.to_owned(), detail)
 }
 
 /// A text that an agent answered, as message bodies.

@@ -77,6 +77,9 @@ static CUT: Counter = Counter::new(
     "Texts of customers that were cut on their way to a model or an echo.",
 );
 
+/// Reason code of an answer that came and can't be used.
+pub const BAD_ANSWER: &str = "agent_bad_answer";
+
 /// All of the above.
 pub static METRICS: &[&dyn Metric] = &[&CALLS, &ANSWER_SECONDS, &BAD_ANSWERS, &CUT];
 

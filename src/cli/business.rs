@@ -57,7 +57,7 @@ pub struct Add {
     /// The name shown to operators and agents
     #[arg(long)]
     pub name: Option<String>,
-    /// The subdomain: what the business is called by; 1 to 63 of a-z, 0-9, `-`, `_`, `.`
+    /// The subdomain: what the business is called by; 1 to 63 of letters, digits, `-`, `_`, `.`
     #[arg(long)]
     pub subdomain: String,
     /// The phone number id at Meta (digits; not the number itself), or several; replaces those that are there
@@ -155,8 +155,10 @@ fn run_add(
         let missing = missing.iter().filter(|(_, is_missing)| *is_missing);
         faults.extend(missing.map(|(option, _)| format!("{option} is required for a new business")));
     }
+    // what others stored may stay as it is; what is given here is checked
+    let before = known.as_ref().map_or_else(Vec::new, check);
     let mut record = changed(known.unwrap_or_else(|| Record::new(&*add.subdomain)), add);
-    faults.extend(check(&record));
+    faults.extend(check(&record).into_iter().filter(|fault| !before.contains(fault)));
     if faults.is_empty() {
         record.access_token = match token {
             Some(token) => Some(keys.encrypt(&token).ok_or("ENCRYPTION_SECRET is not set")?),
@@ -315,7 +317,8 @@ fn list(config: &config::Directory, store: &dyn Store) -> Result<String, String>
     let keys = reading_keys(config);
     let rows = records.iter().map(|record| {
         let token = token_state(&keys, record.access_token.as_ref());
-        [record.sub_domain.clone(), state(record).to_owned(), token, numbers(record), printable(&record.name)]
+        let texts = [&record.sub_domain, state(record), &token, &numbers(record), &record.name];
+        texts.map(printable)
     });
     let head = ["SUBDOMAIN", "STATE", "TOKEN", "PHONE NUMBER IDS", "NAME"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();

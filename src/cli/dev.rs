@@ -28,6 +28,8 @@ const CUSTOMER: &str = "16505551234";
 const NAME: &str = "You";
 /// How long one reply may take beyond the agent's own retries.
 const REPLY_MAX: Duration = Duration::from_secs(300);
+/// After which a word is said about a reply that does not come.
+const TELL_AFTER: Duration = Duration::from_secs(3);
 /// How often it is looked whether something is still pending.
 const LOOK: Duration = Duration::from_millis(20);
 /// A reply that comes this long after all is settled belongs to nothing.
@@ -115,43 +117,54 @@ fn settings(folder: &Path, graph: &str, secret: &str, token: &str) -> HashMap<St
 fn chat(meta: &Sandbox, inbox: &dyn Inbox, replies: &Receiver<String>, agent: &str) -> Result<(), String> {
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
-        println!("You are a customer; the business answers with the agent `{agent}`. End with Ctrl-D.");
+        say(&format!("You are a customer; the business answers with the agent `{agent}`. End with Ctrl-D."))?;
     }
     let mut failed = 0;
-    for line in std::io::stdin().lock().lines() {
+    for line in std::io::stdin().lock().split(b'\n') {
         let line = line.map_err(|e| format!("standard input: {e}"))?;
+        let line = String::from_utf8_lossy(&line);
         let text = line.trim();
         if text.is_empty() {
             continue;
         }
         if !is_terminal {
-            println!("you: {text}");
+            say(&format!("you: {text}"))?;
         }
         meta.say(NUMBER, CUSTOMER, NAME, text);
-        let answered = wait(meta, inbox, replies);
+        let answered = wait(meta, inbox, replies)?;
         if !answered {
             failed += 1;
             let counts = inbox.counts();
-            println!(
+            say(&format!(
                 "(no reply: {} message(s) pending, {} parked, {} dead; standard error has the reason)",
                 counts.pending, counts.parked, counts.dead
-            );
+            ))?;
         }
     }
     if failed == 0 { Ok(()) } else { Err(format!("{failed} message(s) got no reply")) }
 }
 
+fn say(line: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
+}
+
 /// Prints replies until nothing is under way. False if none came.
-fn wait(meta: &Sandbox, inbox: &dyn Inbox, replies: &Receiver<String>) -> bool {
-    let until = clock::monotonic() + REPLY_MAX;
+fn wait(meta: &Sandbox, inbox: &dyn Inbox, replies: &Receiver<String>) -> Result<bool, String> {
+    let begun = clock::monotonic();
+    let until = begun + REPLY_MAX;
+    let mut told = false;
     let mut answered = false;
     let mut settled_since = None;
     while clock::monotonic() < until {
         if let Ok(reply) = replies.recv_timeout(LOOK) {
-            println!("business: {reply}");
-            let _ = std::io::stdout().flush();
+            say(&format!("business: {reply}"))?;
             answered = true;
             settled_since = None;
+        }
+        if !answered && !told && clock::monotonic() - begun > TELL_AFTER {
+            told = true;
+            say("(waiting; after 45 messages at once Meta lets a business send one person one every 6 s)")?;
         }
         let counts = inbox.counts();
         let quiet = meta.wait_quiet(Duration::ZERO) && counts.pending == 0;
@@ -162,10 +175,10 @@ fn wait(meta: &Sandbox, inbox: &dyn Inbox, replies: &Receiver<String>) -> bool {
         let since = *settled_since.get_or_insert_with(clock::monotonic);
         // an item is counted a moment after its webhook got its 200
         if answered || clock::monotonic() - since > 20 * SETTLED {
-            return answered;
+            return Ok(answered);
         }
     }
-    answered
+    Ok(answered)
 }
 
 /// A text as it is, anything else as its JSON.

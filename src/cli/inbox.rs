@@ -44,9 +44,9 @@ pub enum Command {
 pub enum Which {
     /// Waits for its turn
     Pending,
-    /// Waits for a mend or a limit
+    /// Waits until the document or the token of its business is mended
     Parked,
-    /// Its reply is stored and not all sent
+    /// Its reply is stored and not all sent; the reason says what holds it
     Answered,
     /// Replied to
     Sent,
@@ -98,6 +98,7 @@ struct Found {
 /// Runs it.
 pub fn run(command: &Command) -> Result<(), Failed> {
     log_to_stderr("warn");
+    crate::ops::process::end_on_broken_pipe();
     let folder = read::data_dir_only(Vars::from_process()).map_err(Failed::Config)?;
     if !folder.join(store::FILE).exists() {
         return Err(Failed::Other(format!(

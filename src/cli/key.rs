@@ -14,8 +14,8 @@ use crate::directory::store::{Record, Store, Swap, TokenField, all};
 use crate::directory::tokens::{Keys, Rotated};
 use crate::{config, directory};
 
-/// Tokens that are stored in one step.
-const STEP: usize = 100;
+/// Tokens that are handed to the store at once: if it fails, so many at most are stored and not counted.
+const STEP: usize = 10;
 /// Times that the businesses are gone through: what others stored with the old secret meanwhile is found then.
 const PASSES_MAX: usize = 3;
 /// Businesses whose trouble is named.
@@ -139,6 +139,15 @@ fn look(record: &Record, keys: &Keys, pass: &mut Pass, swaps: &mut Vec<Swap>) {
     for (field, stored) in
         [(TokenField::Access, &record.access_token), (TokenField::Refresh, &record.refresh_token)]
     {
+        let which = match field {
+            TokenField::Access => ("access", "whatsappAccessToken"),
+            TokenField::Refresh => ("refresh", "whatsappRefreshToken"),
+        };
+        // what was not read as it is stored can't be rotated, and may be open to the old secret
+        if let Some(fault) = record.fault.as_ref().filter(|fault| fault.contains(which.1)) {
+            pass.unreadable.push(format!("left as it is: {}", fault.escape_debug()));
+            continue;
+        }
         let Some(stored) = stored else { continue };
         match keys.rotate(stored) {
             Rotated::Current => pass.current += 1,
@@ -148,12 +157,8 @@ fn look(record: &Record, keys: &Keys, pass: &mut Pass, swaps: &mut Vec<Swap>) {
                 swaps.push(Swap { id: record.id.clone(), field, from: stored.clone(), to });
             }
             Rotated::Unreadable => {
-                let which = match field {
-                    TokenField::Access => "access",
-                    TokenField::Refresh => "refresh",
-                };
                 let name = record.sub_domain.escape_debug();
-                pass.unreadable.push(format!("business {name}: neither secret opens its {which} token"));
+                pass.unreadable.push(format!("business {name}: neither secret opens its {} token", which.0));
             }
         }
     }

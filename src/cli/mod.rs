@@ -12,14 +12,19 @@ pub mod serve;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::vars::{Problem, Vars};
 use crate::config::{Directory, read};
+use crate::ops::stderr;
 
 /// Exit code for wrong usage or configuration (EX_USAGE of sysexits.h).
 pub const USAGE: u8 = 64;
+
+/// How long the end of the process waits for somebody to read its last lines.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a command came to.
 pub enum Failed {
@@ -50,6 +55,7 @@ enum Command {
     /// Try it: the server, a simulated Meta and a chat in this terminal; no setting, no account
     Dev,
     /// Run the simulated Meta alone
+    #[command(after_help = sandbox::OVER_HTTP)]
     Sandbox(sandbox::Args),
     /// Read the configuration and print everything that is wrong with it
     Check,
@@ -86,19 +92,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Indexes => with_directory(|config, out| indexes::run(config, out).map_err(Failed::Other)),
         Command::Inbox(command) => inbox::run(&command),
     };
-    match outcome {
+    let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed::Config(problems)) => {
             for problem in problems {
-                eprintln!("{problem}");
+                stderr::line(&problem.to_string());
             }
             ExitCode::from(USAGE)
         }
         Err(Failed::Other(message)) => {
-            eprintln!("whatsapp-webhook: {message}");
+            stderr::line(&format!("whatsapp-webhook: {message}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    stderr::flush(FLUSH_WITHIN);
+    code
 }
 
 fn business(command: business::Command) -> Result<(), Failed> {
@@ -131,5 +139,7 @@ fn log_to_stderr(level: &str) {
             filter.push_str(&format!(",{name}={limit}"));
         }
     }
-    let _ = env_logger::Builder::new().parse_filters(&filter).format_timestamp_millis().try_init();
+    let mut builder = env_logger::Builder::new();
+    builder.parse_filters(&filter).format_timestamp_millis();
+    let _ = builder.target(env_logger::Target::Pipe(Box::new(stderr::Log))).try_init();
 }

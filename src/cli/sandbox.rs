@@ -11,6 +11,11 @@ use crate::ops::process;
 use crate::sandbox::{Number, Options, Sandbox};
 use crate::secret::Secret;
 
+/// What `--help` says of the requests that it takes besides the Graph API's.
+pub const OVER_HTTP: &str = "Over HTTP, under /_sandbox/: POST say {\"phone_number_id\",\"from\",\"text\"} (a customer writes), \
+GET sent, GET reads, GET violations, GET stats, POST faults (what goes wrong next, e.g. {\"what\":\"reset\"}), DELETE faults, \
+POST numbers, POST reset";
+
 /// The app secret where WHATSAPP_APP_SECRET is not set.
 const TEST_SECRET: &str = "sandbox-app-secret";
 

@@ -7,25 +7,27 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Failed, log_to_stderr};
+use super::{FLUSH_WITHIN, Failed, log_to_stderr};
 use crate::app::{App, End};
 use crate::config::vars::Vars;
 use crate::config::{Config, read};
-use crate::ops::{Console, process};
+use crate::ops::{Console, process, stderr};
 
 /// How often the watchdog looks at the progress of edge and committer where no service manager asks for it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the server until it is told to stop.
 pub fn run() -> Result<(), Failed> {
+    stderr::take_over().map_err(|e| format!("standard error: {e}"))?;
     log_to_stderr("info");
+    process::log_panics();
     let config = read::config(Vars::from_process()).map_err(Failed::Config)?;
     process::harden();
-    process::configure_coroutines(0);
+    process::configure_coroutines(config.workers);
     warn(&config);
     let app = App::start(&config).map_err(|e| Failed::Other(e.to_string()))?;
     listen_to_signals(&app)?;
-    eprintln!("listening on http://{}", app.address());
+    stderr::line(&format!("listening on http://{}", app.address()));
     notify(&[sd_notify::NotifyState::Ready]);
     let end = watch(&app);
     notify(&[sd_notify::NotifyState::Stopping]);
@@ -87,9 +89,9 @@ fn listen_to_signals(app: &App) -> Result<(), Failed> {
             if signal == SIGHUP {
                 console.clear_cache();
             } else if stopping.swap(true, Ordering::Relaxed) {
-                eprintln!(
-                    "whatsapp-webhook: stopped at once by a second signal; what is pending is in the inbox"
-                );
+                let why = "stopped at once by a second signal; what is pending is in the inbox";
+                stderr::line(&format!("whatsapp-webhook: {why}"));
+                stderr::flush(FLUSH_WITHIN);
                 std::process::exit(1);
             } else {
                 let _ = stop.try_send(End::Stop);

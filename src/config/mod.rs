@@ -14,6 +14,8 @@ use crate::secret::Secret;
 /// Everything that `serve` needs.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// WORKERS: threads that run the coroutines; 0: one per core.
+    pub workers: usize,
     /// The HTTP edge.
     pub http: Http,
     /// Who may post, and the handshake.
@@ -95,6 +97,10 @@ pub struct Inbox {
     pub data_dir: PathBuf,
     /// INBOX_RETENTION.
     pub retention: Duration,
+    /// COMMIT_PACE: how far apart commits are under load.
+    pub commit_pace: Duration,
+    /// CHECKPOINT_MIB, in bytes: how long the store's log gets.
+    pub checkpoint_bytes: u64,
 }
 
 /// Settings of the directory.

@@ -13,7 +13,7 @@ const DATABASE_MAX: usize = 63;
 const DATABASE_REFUSES: [char; 7] = ['/', '\\', '.', ' ', '"', '$', '\0'];
 
 /// Options that other drivers know and this one refuses, without a meaning for security: left out.
-const DROPPED: [&str; 12] = [
+const DROPPED: [&str; 13] = [
     "sockettimeoutms",
     "timeoutms",
     "compressors",
@@ -26,10 +26,11 @@ const DROPPED: [&str; 12] = [
     "datetime_conversion",
     "fsync",
     "tlsdisableocspendpointcheck",
+    "uuidrepresentation",
 ];
 
 /// Options that may be named in a message; any other word there may be a part of a password.
-const NAMED: [&str; 36] = [
+const NAMED: [&str; 35] = [
     "appname",
     "authmechanism",
     "authmechanismproperties",
@@ -63,7 +64,6 @@ const NAMED: [&str; 36] = [
     "tlscertificatekeyfile",
     "tlscrlfile",
     "tlsinsecure",
-    "uuidrepresentation",
     "w",
     "wtimeoutms",
 ];
@@ -115,14 +115,13 @@ fn without_dropped(uri: &str) -> (Secret, Vec<&'static str>) {
     let Some((before, options)) = uri.split_once('?') else { return (Secret::new(uri), Vec::new()) };
     let mut dropped = Vec::new();
     let mut kept: Vec<&str> = Vec::new();
-    for pair in options.split('&') {
+    // pymongo takes `;` between options as well, and nothing between two signs
+    let options = options.replace(';', "&");
+    for pair in options.split('&').filter(|pair| !pair.is_empty()) {
         match DROPPED.into_iter().find(|name| *name == key(pair)) {
             Some(name) => dropped.push(name),
             None => kept.push(pair),
         }
-    }
-    if dropped.is_empty() {
-        return (Secret::new(uri), dropped);
     }
     let question = if kept.is_empty() { "" } else { "?" };
     (Secret::new(format!("{before}{question}{}", kept.join("&"))), dropped)
@@ -199,8 +198,11 @@ mod tests {
         .expect("right");
         assert_eq!(read.dropped, ["sockettimeoutms", "compressors"]);
         assert_eq!(read.uri.reveal(), "mongodb://u:p%40@a,b:1/db?replicaSet=rs0&w=majority");
-        let only = super::without_dropped("mongodb://a/db?socketTimeoutMS=1").0;
-        assert_eq!(only.reveal(), "mongodb://a/db");
+        let uri_of = |uri| super::without_dropped(uri).0;
+        assert_eq!(uri_of("mongodb://a/db?socketTimeoutMS=1").reveal(), "mongodb://a/db");
+        assert_eq!(uri_of("mongodb://a/db?").reveal(), "mongodb://a/db");
+        let python = "mongodb://a/db?retryWrites=true;w=majority&&uuidRepresentation=standard";
+        assert_eq!(uri_of(python).reveal(), "mongodb://a/db?retryWrites=true&w=majority");
     }
 
     #[test]

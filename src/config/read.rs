@@ -17,6 +17,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Everything that `serve` needs, or everything that is wrong.
 pub fn config(mut vars: Vars) -> Result<Config, Vec<Problem>> {
     let config = Config {
+        workers: vars.number("WORKERS", 0, 0, 1024) as usize,
         http: http(&mut vars),
         webhook: webhook(&mut vars),
         inbox: inbox(&mut vars),
@@ -151,6 +152,8 @@ fn inbox(vars: &mut Vars) -> Inbox {
     Inbox {
         data_dir: data_dir(vars),
         retention: vars.duration("INBOX_RETENTION", 8 * DAY, MINUTE, 3650 * DAY),
+        commit_pace: vars.duration("COMMIT_PACE", SECOND / 1000, Duration::ZERO, SECOND / 10),
+        checkpoint_bytes: vars.number("CHECKPOINT_MIB", 4, 1, 1024) << 20,
     }
 }
 
@@ -211,7 +214,9 @@ fn agent(vars: &mut Vars) -> Agent {
     if kind != AgentKind::Echo {
         match &url {
             None => vars.problem("AGENT_URL", "is not set; this agent is called there"),
-            Some(url) if !is_http(url) => vars.problem("AGENT_URL", "must begin with https:// or http://"),
+            Some(url) if !is_http(url) || !is_url(url) => {
+                vars.problem("AGENT_URL", "must begin with https:// or http://")
+            }
             Some(_) => {}
         }
     }
@@ -235,7 +240,9 @@ fn graph(vars: &mut Vars) -> Graph {
     let default = "https://graph.facebook.com";
     let url =
         vars.text("GRAPH_API_URL").unwrap_or_else(|| default.to_owned()).trim_end_matches('/').to_owned();
-    if !url.starts_with("https://") && !is_loopback_http(&url) {
+    if !is_url(&url) {
+        vars.problem("GRAPH_API_URL", "is not a URL: https://, a host, maybe a port and a path");
+    } else if !url.starts_with("https://") && !is_loopback_http(&url) {
         vars.problem(
             "GRAPH_API_URL",
             "must begin with https:// (http:// only for a loopback address): tokens go there",
@@ -266,6 +273,10 @@ fn turn(vars: &mut Vars) -> Turn {
         send_settle: vars.duration("SEND_SETTLE", MINUTE, SECOND / 10, DAY),
         max_turns: vars.number("MAX_TURNS", max_turns, 1, 1_000_000) as usize,
     }
+}
+
+fn is_url(url: &str) -> bool {
+    url.parse::<ureq::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 fn is_http(url: &str) -> bool {

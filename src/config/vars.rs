@@ -2,7 +2,7 @@
 //!
 //! Reading collects problems instead of stopping at the first; a problem names the variable and the mend, never a value.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use crate::secret::Secret;
 
+/// The largest `.env`, in bytes.
+const DOTENV_MAX: u64 = 1 << 20;
 /// A credential file larger than this is refused, in bytes.
 const CREDENTIAL_MAX: u64 = 64 << 10;
 
@@ -82,7 +84,10 @@ impl Vars {
 
     /// All mistakes so far.
     pub fn into_problems(self) -> Vec<Problem> {
-        self.problems
+        let mut problems = self.problems;
+        let mut seen = HashSet::new();
+        problems.retain(|problem| seen.insert(problem.to_string()));
+        problems
     }
 
     /// `true`/`false`, also 1/0, yes/no, on/off in any case.
@@ -161,23 +166,25 @@ fn show(duration: Duration) -> String {
 
 fn read_dotenv(path: &Path, problems: &mut Vec<Problem>) -> HashMap<String, String> {
     let mut values = HashMap::new();
-    if !path.exists() {
+    let Ok(metadata) = path.metadata() else { return values };
+    let mut problem = |what: &str| {
+        problems.push(Problem { name: ".env".to_owned(), what: what.to_owned() });
+    };
+    // a container's mount of a file that is not there makes a folder
+    if !metadata.is_file() || metadata.len() > DOTENV_MAX {
+        problem("is no file of settings in the working directory; remove it");
         return values;
     }
-    match dotenvy::from_path_iter(path) {
-        Ok(lines) => {
-            for line in lines {
-                match line {
-                    Ok((name, value)) => drop(values.insert(name, value)),
-                    // the error's text holds the line, and the line may hold a secret
-                    Err(_) => problems.push(Problem {
-                        name: ".env".to_owned(),
-                        what: "has a line that is not NAME=value (quote values with spaces)".to_owned(),
-                    }),
-                }
-            }
+    let Ok(text) = std::fs::read(path) else {
+        problem("can't be read");
+        return values;
+    };
+    for line in dotenvy::from_read_iter(&*text) {
+        match line {
+            Ok((name, value)) => drop(values.insert(name, value)),
+            // the error's text holds the line, and the line may hold a secret
+            Err(_) => problem("has a line that is not NAME=value (quote values with spaces)"),
         }
-        Err(_) => problems.push(Problem { name: ".env".to_owned(), what: "can't be read".to_owned() }),
     }
     values
 }
@@ -228,5 +235,11 @@ mod tests {
         assert_eq!(values["A"], "1");
         assert_eq!(problems.len(), 1);
         assert!(!problems[0].to_string().contains("supersecret"));
+        // as a container makes it from a mount of a file that is not there
+        assert!(read_dotenv(folder.path(), &mut problems).is_empty());
+        assert!(
+            problems.len() == 2 && problems[1].to_string().contains("no file of settings"),
+            "{problems:?}"
+        );
     }
 }

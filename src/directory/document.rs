@@ -4,13 +4,17 @@
 //! Tokens stand in it as stored. Besides our own lines, those of `mongoexport` are read (`{"$oid": ..}`,
 //! `{"$date": ..}`); fields that the directory doesn't use are skipped.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::store::Record;
 use crate::secret::Secret;
 
-/// The longest line that is read, in bytes.
-pub const LINE_MAX: usize = 64 << 10;
+/// The longest line that is read, in bytes: a business with all the numbers that one may have.
+pub const LINE_MAX: usize = 256 << 10;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -105,12 +109,17 @@ impl Text {
 }
 
 impl Date {
-    /// A date before 1970 or after 9999 comes as milliseconds; it is kept as they are.
+    /// As RFC 3339. `mongoexport` writes milliseconds in its canonical form, and for dates before 1970 or after 9999;
+    /// those that RFC 3339 has no form for stay as they are.
     fn into_string(self) -> String {
+        let from_millis = |millis: i64| {
+            let date = mongodb::bson::DateTime::from_millis(millis);
+            date.try_to_rfc3339_string().unwrap_or_else(|_| millis.to_string())
+        };
         match self {
             Self::Text(text) | Self::Wrapped { date: Moment::Text(text) } => text,
-            Self::Wrapped { date: Moment::Millis(millis) } => millis.to_string(),
-            Self::Wrapped { date: Moment::Wrapped { millis } } => millis,
+            Self::Wrapped { date: Moment::Millis(millis) } => from_millis(millis),
+            Self::Wrapped { date: Moment::Wrapped { millis } } => millis.parse().map_or(millis, from_millis),
         }
     }
 }
@@ -137,7 +146,13 @@ pub fn to_line(record: &Record) -> String {
 pub fn from_line(line: &str) -> Result<Record, String> {
     let read: Read = serde_json::from_str(line).map_err(|e| {
         let what = match e.classify() {
-            serde_json::error::Category::Data => "a field is missing or has another type than the document's",
+            serde_json::error::Category::Data if e.to_string().starts_with("missing field") => {
+                "there is no subDomain in it"
+            }
+            serde_json::error::Category::Data => match wrong_field(line) {
+                Some(field) => return format!("{field} has another type than the document's"),
+                None => "a field has another type than the document's",
+            },
             _ => "it is not JSON",
         };
         format!("{what} (column {})", e.column())
@@ -151,7 +166,8 @@ pub fn from_line(line: &str) -> Result<Record, String> {
         name: read.name.unwrap_or_else(|| read.sub_domain.clone()),
         sub_domain: read.sub_domain,
         waba_id: read.waba_id.map_or_else(String::new, Text::into_string),
-        phone_number_ids: numbers.into_iter().map(Text::into_string).collect(),
+        // nobody is found by an empty one, and two businesses may have it
+        phone_number_ids: numbers.into_iter().map(Text::into_string).filter(|id| !id.is_empty()).collect(),
         access_token: read.whatsapp_access_token.filter(|t| !t.is_empty()).map(Secret::new),
         refresh_token: read.whatsapp_refresh_token.filter(|t| !t.is_empty()).map(Secret::new),
         token_expires_at: read.whatsapp_token_expires_at.map(Date::into_string),
@@ -160,6 +176,30 @@ pub fn from_line(line: &str) -> Result<Record, String> {
         meta_app: read.meta_app.filter(|app| !app.is_empty()),
         fault: None,
     })
+}
+
+/// The field by which the line can't be read.
+fn wrong_field(line: &str) -> Option<&'static str> {
+    fn is<T: serde::de::DeserializeOwned>(raw: &RawValue) -> bool {
+        serde_json::from_str::<T>(raw.get()).is_ok()
+    }
+    let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(line).ok()?;
+    type Field = (&'static str, fn(&RawValue) -> bool);
+    let readable: [Field; 11] = [
+        ("_id", is::<Option<Id>>),
+        ("name", is::<Option<String>>),
+        ("subDomain", is::<String>),
+        ("wabaId", is::<Option<Text>>),
+        ("whatsappPhoneNumberIds", is::<Option<Vec<Text>>>),
+        ("whatsappAccessToken", is::<Option<String>>),
+        ("whatsappRefreshToken", is::<Option<String>>),
+        ("whatsappTokenExpiresAt", is::<Option<Date>>),
+        ("whatsappEnabled", is::<bool>),
+        ("isActive", is::<bool>),
+        ("metaApp", is::<Option<String>>),
+    ];
+    let wrong = readable.iter().find(|(name, is)| fields.get(*name).is_some_and(|raw| !is(raw)));
+    wrong.map(|(name, _)| *name)
 }
 
 #[cfg(test)]
@@ -180,6 +220,11 @@ mod tests {
         assert_eq!(record.phone_number_ids, ["106", "107"]);
         assert_eq!(record.token_expires_at.as_deref(), Some("2027-01-01T00:00:00Z"));
         assert!(record.is_live() && record.refresh_token.is_none() && record.meta_app.is_none());
+        for canonical in [r#"{"$numberLong":"1700000000000"}"#, "1700000000000"] {
+            let line = format!(r#"{{"subDomain":"a","whatsappTokenExpiresAt":{{"$date":{canonical}}}}}"#);
+            let record = from_line(&line).expect("readable");
+            assert_eq!(record.token_expires_at.as_deref(), Some("2023-11-14T22:13:20Z"));
+        }
     }
 
     #[test]
@@ -190,6 +235,23 @@ mod tests {
             let error = from_line(line).expect_err("bad");
             assert!(!error.contains("SECRET"), "{error}");
         }
+        assert!(from_line(r#"{"name":"x"}"#).expect_err("bad").contains("no subDomain"));
+        for (field, value) in [
+            ("_id", r#"{"$numberLong":"7"}"#),
+            ("name", "7"),
+            ("subDomain", "null"),
+            ("wabaId", "[]"),
+            ("whatsappPhoneNumberIds", r#"[{"$numberLong":"106"}]"#),
+            ("whatsappAccessToken", r#"["SECRET"]"#),
+            ("whatsappTokenExpiresAt", "7"),
+            ("whatsappEnabled", "1"),
+            ("isActive", r#""SECRET""#),
+        ] {
+            let other = if field == "subDomain" { "name" } else { "subDomain" };
+            let line = format!(r#"{{"__v":{{"a":[1]}},"{other}":"a","{field}":{value}}}"#);
+            let error = from_line(&line).expect_err("bad");
+            assert_eq!(error, format!("{field} has another type than the document's"));
+        }
         let deep = format!("{{\"subDomain\":\"a\",\"x\":{}", "[".repeat(60_000));
         assert!(from_line(&deep).is_err(), "nesting is bounded by the parser");
     }
@@ -198,7 +260,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(
             texts in prop::collection::vec(any::<String>(), 4),
-            numbers in prop::collection::vec("[0-9]{1,20}", 0..4),
+            numbers in prop::collection::vec(".{1,20}", 0..4),
             optional in prop::collection::vec(prop::option::of(".{1,20}"), 4),
             flags in any::<(bool, bool)>(),
         ) {

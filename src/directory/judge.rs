@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -41,8 +42,8 @@ pub enum Answer {
     Business(Arc<Business>),
     /// The store answered, and nobody may be answered for.
     Refused(Failure),
-    /// The store did not answer.
-    Unavailable(Failure),
+    /// The store did not answer, and why.
+    Unavailable(String),
 }
 
 /// By what is looked up; each has its own cache, so that a number can't pass for a subdomain.
@@ -93,7 +94,7 @@ impl Judge {
     /// Who of the records is answered for.
     pub fn judge(&self, by: By, key: &str, mut records: Vec<Record>) -> Answer {
         let is_known = !records.is_empty();
-        let fault = records.iter().find_map(|record| record.fault.clone());
+        let faulty = records.iter().find(|record| record.fault.is_some()).cloned();
         records.retain(|record| match by {
             By::Number => record.is_live(),
             By::SubDomain => record.active,
@@ -102,16 +103,16 @@ impl Judge {
             By::Number => format!("phone_number_id {}", masked(key)),
             By::SubDomain => format!("subdomain {key:?}"),
         };
-        match records.len() {
-            0 if fault.is_some() => self.refuse_faulty(fault.unwrap_or_default()),
-            0 if is_known => {
+        match (records.len(), faulty) {
+            (0, Some(faulty)) => self.refuse_faulty(&faulty),
+            (0, None) if is_known => {
                 Answer::Refused(refused("business_disabled", format!("the business of {shown} is disabled")))
             }
-            0 => match self.fallback_for(by, key) {
+            (0, None) => match self.fallback_for(by, key) {
                 Some(business) => Answer::Business(business),
                 None => Answer::Refused(refused("no_business", format!("no business has {shown}"))),
             },
-            1 => self.open_record(records.remove(0)),
+            (1, _) => self.open_record(records.remove(0)),
             _ => {
                 let who: Vec<String> = records.iter().map(named).collect();
                 let detail = format!("{shown} belongs to several live businesses: {}", who.join(", "));
@@ -130,18 +131,40 @@ impl Judge {
         is_it.then(|| fallback.clone())
     }
 
-    fn refuse_faulty(&self, fault: String) -> Answer {
+    /// Names what is wrong with the record's document, if anything is.
+    pub fn tell_fault(&self, record: &Record) {
+        if let Some(fault) = &record.fault {
+            let detail = fault.escape_debug().to_string();
+            self.tell(
+                log::Level::Error,
+                &[b"fault", detail.as_bytes()],
+                &format!("business store: {detail}"),
+            );
+        }
+    }
+
+    /// Another live business has the same subdomain. Both are answered for, each with its own token and memory.
+    pub fn tell_twin(&self, record: &Record) {
+        let name = named(record);
+        let detail = format!(
+            "business {name}: several live businesses have this subDomain; an agent of your own can't tell their \
+             sessions apart"
+        );
+        self.tell(log::Level::Warn, &[b"twin", name.as_bytes()], &detail);
+    }
+
+    fn refuse_faulty(&self, record: &Record) -> Answer {
         DOCUMENTS_INVALID.inc();
-        let detail = fault.escape_debug().to_string();
-        self.tell(log::Level::Error, &[b"fault", detail.as_bytes()], &format!("business store: {detail}"));
+        self.tell_fault(record);
+        let detail = record.fault.as_deref().unwrap_or_default().escape_debug().to_string();
         let verdict = Verdict::Park { scope: Scope::Business, after: None };
         Answer::Refused(failure(verdict, "business_invalid", detail))
     }
 
     /// The record with its token, if that can be used.
     pub fn open_record(&self, record: Record) -> Answer {
-        if let Some(fault) = record.fault {
-            return self.refuse_faulty(fault);
+        if record.fault.is_some() {
+            return self.refuse_faulty(&record);
         }
         let stored = record.access_token.as_ref().map_or("", Secret::reveal);
         let parts: &[&[u8]] = &[record.id.as_bytes(), stored.as_bytes()];
@@ -212,15 +235,14 @@ pub fn refused(reason: &'static str, detail: String) -> Failure {
     failure(Verdict::Dead, reason, detail)
 }
 
-/// The store gave no answer: to be tried again.
-pub fn unavailable(detail: &str) -> Failure {
-    failure(Verdict::Retry { after: None }, "directory_unavailable", detail.to_owned())
+/// The store gave no answer: to be tried again after that time.
+pub fn unavailable(detail: &str, after: Option<Duration>) -> Failure {
+    failure(Verdict::Retry { after }, "directory_unavailable", detail.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use super::*;
 

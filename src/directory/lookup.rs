@@ -1,18 +1,20 @@
 //! The directory over a store: what is cached, what is asked, what is refused and with which reason.
 //!
 //! Fresh in the cache: answered at once. Otherwise one coroutine asks the store and the others wait for its
-//! answer. If the store fails, an expired entry is served on (and the store left alone for [`RETRY_AFTER`]);
-//! without one the answer is `directory_unavailable`, to be tried again. Refusals are remembered for
-//! [`ABSENT_TTL`].
+//! answer. If the store fails, an expired entry is served on (and the store left alone for [`STALE_RETRY_AFTER`]);
+//! without one the answer is `directory_unavailable`, to be tried again within seconds: at once while the store is
+//! away, or where too many wait for it already (`reach`). Refusals are remembered for [`ABSENT_TTL`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::cache::{Cache, Epoch, Found};
 use super::flight::{Flights, Lead, Seat};
 use super::judge::{Answer, By, Judge, refused, unavailable};
+use super::reach::{ANSWERED_WITHIN, AWAY_PAUSE, CROWDED_PAUSE, PutOff, Reach};
+pub use super::reach::{RETRY_AFTER, STALE_RETRY_AFTER};
 use super::store::{Record, Store, StoreError, all};
 use super::{CacheStats, Directory};
 use crate::event::{Business, hash64};
@@ -28,8 +30,6 @@ pub const ABSENT_TTL: Duration = Duration::from_secs(10);
 pub const ABSENT_MAX: usize = 1_000;
 /// The longest id that is looked up, in bytes; Meta's ids have about 15 digits.
 pub const ID_MAX: usize = 128;
-/// How long the store is left alone after a failure by those who have a stale answer.
-pub const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long one waits for another's question to the store. A little over the store's own deadline.
 pub const JOIN_WITHIN: Duration = Duration::from_secs(6);
 /// The same for one who could serve a stale answer instead.
@@ -72,7 +72,7 @@ struct Index {
 
 impl Index {
     fn new(by: By, config: &config::Directory) -> Self {
-        let lost = unavailable("the lookup was cut short");
+        let lost = "the lookup was cut short".to_owned();
         Self {
             by,
             businesses: Cache::new(config.cache_size, config.cache_ttl, STALE_MAX),
@@ -120,9 +120,6 @@ impl Index {
 
 /// The one key of the warm-ups under way.
 const WARM_UP: &str = "numbers";
-const NEVER_ASKED: u8 = 0;
-const CONNECTED_NOW: u8 = 1;
-const AWAY: u8 = 2;
 
 /// See the file's head.
 pub struct Lookup {
@@ -134,19 +131,13 @@ pub struct Lookup {
     ttl: Duration,
     hits: AtomicU64,
     misses: AtomicU64,
-    /// One of the three below.
-    connection: AtomicU8,
-    /// Milliseconds of the monotonic clock; 0: none.
-    store_failed_at: AtomicU64,
+    reach: Reach,
     store: Arc<dyn Store>,
 }
 
 impl Lookup {
     /// Over an open store. Nothing is read yet.
     pub fn new(config: &config::Directory, store: Arc<dyn Store>) -> Self {
-        // a file was opened just now; a server has not been asked yet
-        let connection = if config.mongodb.is_some() { NEVER_ASKED } else { CONNECTED_NOW };
-        CONNECTED.set(i64::from(connection == CONNECTED_NOW));
         Self {
             numbers: Index::new(By::Number, config),
             sub_domains: Index::new(By::SubDomain, config),
@@ -156,10 +147,16 @@ impl Lookup {
             ttl: config.cache_ttl,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-            connection: AtomicU8::new(connection),
-            store_failed_at: AtomicU64::new(0),
+            // a file was opened just now; a server has not been asked yet
+            reach: Reach::new(config.mongodb.is_none()),
             store,
         }
+    }
+
+    /// So that lookups that wait for the store hold no more than a part of so many turns.
+    pub fn for_turns(mut self, max_turns: usize) -> Self {
+        self.reach.limit_to(max_turns);
+        self
     }
 
     /// [`Directory::by_number`] at the time `now` of the monotonic clock.
@@ -203,24 +200,17 @@ impl Lookup {
     }
 
     fn find_missing(&self, index: &Index, key: &str, now: Duration) -> Result<Arc<Business>, Failure> {
-        if index.by == By::Number
-            && let Some(warm_up) = self.warm_ups.join(WARM_UP)
-        {
-            let _ = warm_up.wait(WARM_UP_PATIENCE);
-        }
-        let answer = match index.flights.board(key) {
-            Seat::Leads(lead) => self.ask(index, key, now, lead),
-            Seat::Joins(flight) => {
-                JOINED.inc();
-                flight.wait(JOIN_WITHIN).unwrap_or_else(|| {
-                    Answer::Unavailable(unavailable("the business store did not answer in time"))
-                })
-            }
+        let entered = clock::monotonic();
+        let (why, pause) = match self.question(index, key, now, false) {
+            Ok(Some(Answer::Business(business))) => return Ok(business),
+            Ok(Some(Answer::Refused(failure))) => return Err(failure),
+            Ok(Some(Answer::Unavailable(why))) => (why, AWAY_PAUSE),
+            Ok(None) => ("the business store did not answer in time".to_owned(), AWAY_PAUSE),
+            Err(PutOff::Away) => ("the business store is away".to_owned(), AWAY_PAUSE),
+            Err(PutOff::Crowded) => ("too many wait for the business store".to_owned(), CROWDED_PAUSE),
         };
-        match answer {
-            Answer::Business(business) => Ok(business),
-            Answer::Refused(failure) | Answer::Unavailable(failure) => Err(failure),
-        }
+        let after = self.reach.returns_after(since(now, entered), pause);
+        Err(unavailable(&why, Some(after)))
     }
 
     fn find_with_stale(
@@ -230,16 +220,10 @@ impl Lookup {
         now: Duration,
         stale: Arc<Business>,
     ) -> Result<Arc<Business>, Failure> {
-        let answer = if self.is_left_alone(now) {
+        let answer = if self.reach.is_left_alone(now, STALE_RETRY_AFTER) {
             None
         } else {
-            match index.flights.board(key) {
-                Seat::Leads(lead) => Some(self.ask(index, key, now, lead)),
-                Seat::Joins(flight) => {
-                    JOINED.inc();
-                    flight.wait(STALE_PATIENCE)
-                }
-            }
+            self.question(index, key, now, true).ok().flatten()
         };
         match answer {
             Some(Answer::Business(business)) => Ok(business),
@@ -251,6 +235,33 @@ impl Lookup {
         }
     }
 
+    /// The store's answer, own question or another's; `None`: the other's did not come in time.
+    fn question(
+        &self,
+        index: &Index,
+        key: &str,
+        now: Duration,
+        has_stale: bool,
+    ) -> Result<Option<Answer>, PutOff> {
+        let permit = self.reach.admit(now)?;
+        if index.by == By::Number
+            && !has_stale
+            && let Some(warm_up) = self.warm_ups.join(WARM_UP)
+        {
+            let _ = warm_up.wait(WARM_UP_PATIENCE);
+        }
+        let flight = match permit.question() {
+            Some(_asking) => match index.flights.board(key) {
+                Seat::Leads(lead) => return Ok(Some(self.ask(index, key, now, lead))),
+                Seat::Joins(flight) => flight,
+            },
+            // who joins asks nothing
+            None => index.flights.join(key).ok_or(PutOff::Crowded)?,
+        };
+        JOINED.inc();
+        Ok(flight.wait(if has_stale { STALE_PATIENCE } else { JOIN_WITHIN }))
+    }
+
     /// Asks the store, keeps the answer, then tells those who joined.
     fn ask(&self, index: &Index, key: &str, now: Duration, lead: Lead<'_, Answer>) -> Answer {
         // between the look into the cache and the start of this flight another one may have landed
@@ -259,49 +270,43 @@ impl Lookup {
             Err(failure) => return land(lead, Answer::Refused(failure)),
             Ok(None) => {}
         }
-        let epochs = index.epochs();
+        let (epochs, entered) = (index.epochs(), clock::monotonic());
         let records = match index.by {
             By::Number => self.store.by_number(key),
             By::SubDomain => self.store.by_subdomain(key),
         };
-        self.note_store(records.as_ref().err(), now);
+        let ended = since(now, entered);
+        self.note_store(records.as_ref().err(), ended, ended.saturating_sub(ANSWERED_WITHIN));
         let answer = match records {
             Ok(records) => self.judge.judge(index.by, key, records),
-            Err(error) => Answer::Unavailable(unavailable(&error.to_string())),
+            Err(error) => Answer::Unavailable(error.to_string()),
         };
         index.keep(key, &answer, now, epochs);
         land(lead, answer)
     }
 
-    fn is_left_alone(&self, now: Duration) -> bool {
-        let failed_at = self.store_failed_at.load(Relaxed);
-        failed_at != 0 && now < Duration::from_millis(failed_at) + RETRY_AFTER
-    }
-
-    fn note_store(&self, error: Option<&StoreError>, now: Duration) {
-        let is_connected = error.is_none();
-        let failed_at = if is_connected { 0 } else { (now.as_millis() as u64).max(1) };
-        self.store_failed_at.store(failed_at, Relaxed);
-        CONNECTED.set(i64::from(is_connected));
-        if let Some(error) = error {
-            STORE_FAILED.inc();
-            if self.connection.swap(AWAY, Relaxed) != AWAY {
-                log::error!("{error}; what is known is served for up to {} s", STALE_MAX.as_secs());
-            }
-        } else if self.connection.swap(CONNECTED_NOW, Relaxed) != CONNECTED_NOW {
-            log::info!("business store: it answers");
+    fn note_store(&self, error: Option<&StoreError>, ended: Duration, answered_since: Duration) {
+        match error {
+            Some(error) => self.reach.failed(error, ended, answered_since),
+            None => self.reach.answered(ended),
         }
     }
 
-    /// Walks the whole store, so that a number that two businesses claim is not taken from the first one.
+    /// Walks the whole store, so that a number that two businesses claim is not taken from the first one. Tells of
+    /// every document that can't be right: one without a right number is found by no lookup.
     fn warm_up_at(&self, now: Duration) -> Result<usize, Failure> {
-        let epochs = self.numbers.epochs();
+        let (epochs, entered) = (self.numbers.epochs(), clock::monotonic());
         let mut claimed_twice: HashMap<u64, bool> = HashMap::new();
         let mut chosen: Vec<Record> = Vec::new();
+        let mut sub_domains: HashSet<u64> = HashSet::new();
         let mut room = self.max_size;
         let walked = all(&*self.store, |record| {
+            self.judge.tell_fault(&record);
             if !record.is_live() {
                 return true;
+            }
+            if record.fault.is_none() && !sub_domains.insert(hash64(&[record.sub_domain.as_bytes()])) {
+                self.judge.tell_twin(&record);
             }
             for number in &record.phone_number_ids {
                 claimed_twice
@@ -315,8 +320,8 @@ impl Lookup {
             }
             claimed_twice.len() < WARM_UP_NUMBERS_MAX
         });
-        self.note_store(walked.as_ref().err(), now);
-        walked.map_err(|error| unavailable(&error.to_string()))?;
+        self.note_store(walked.as_ref().err(), since(now, entered), now);
+        walked.map_err(|error| unavailable(&error.to_string(), None))?;
         if claimed_twice.len() >= WARM_UP_NUMBERS_MAX {
             log::warn!("warm-up: more than {WARM_UP_NUMBERS_MAX} numbers; nothing is loaded ahead");
             return Ok(0);
@@ -352,7 +357,7 @@ impl Directory for Lookup {
         self.numbers.clear();
         self.sub_domains.clear();
         self.judge.clear();
-        self.store_failed_at.store(0, Relaxed);
+        self.reach.forget_failure();
     }
 
     fn warm_up(&self) -> Result<usize, Failure> {
@@ -372,13 +377,20 @@ impl Directory for Lookup {
     }
 
     fn is_connected(&self) -> bool {
-        self.connection.load(Relaxed) == CONNECTED_NOW
+        self.reach.is_connected()
     }
 
     fn check(&self) {
-        let now = clock::monotonic();
-        self.note_store(self.store.check().err().as_ref(), now);
+        let begun = clock::monotonic();
+        // behind many questions it may be late; what was answered meanwhile says that the store is there
+        let checked = self.store.check();
+        self.note_store(checked.err().as_ref(), clock::monotonic(), begun);
     }
+}
+
+/// `now` and what went by since the clock said `entered`.
+fn since(now: Duration, entered: Duration) -> Duration {
+    now + clock::monotonic().saturating_sub(entered)
 }
 
 fn land(lead: Lead<'_, Answer>, answer: Answer) -> Answer {

@@ -15,6 +15,7 @@ pub mod flight;
 pub mod judge;
 pub mod lookup;
 pub mod mongo;
+pub mod reach;
 pub mod store;
 pub mod tokens;
 
@@ -37,6 +38,8 @@ pub static METRICS: &[&dyn Metric] = &[
     &lookup::ABSENT_EVICTED,
     &lookup::IDS_REFUSED,
     &lookup::CONNECTED,
+    &reach::CROWDED,
+    &reach::PUT_OFF,
     &judge::MEMO_EVICTED,
     &judge::TOKENS_INVALID,
     &judge::DOCUMENTS_INVALID,
@@ -46,6 +49,11 @@ pub static METRICS: &[&dyn Metric] = &[
 /// Opens the store that is configured, and the directory over it.
 pub fn open(config: &config::Directory) -> Result<Arc<dyn Directory>, OpenError> {
     Ok(Arc::new(lookup::Lookup::new(config, store(config)?)))
+}
+
+/// The same for so many turns at once: those that wait for the store leave most of them free.
+pub fn open_for(config: &config::Directory, max_turns: usize) -> Result<Arc<dyn Directory>, OpenError> {
+    Ok(Arc::new(lookup::Lookup::new(config, store(config)?).for_turns(max_turns)))
 }
 
 /// The store that is configured, for the commands that change it.
@@ -76,7 +84,8 @@ pub trait Directory: Send + Sync + 'static {
     /// The enabled and active business that owns the number; else the fallback credentials for it.
     ///
     /// Errors: `no_business` (Dead: kept, can be replayed), `business_disabled` (Dead), `business_ambiguous`
-    /// (Dead), `token_invalid` and `business_invalid` (Park Business until mended), `directory_unavailable` (Retry).
+    /// (Dead), `token_invalid` and `business_invalid` (Park Business until mended), `directory_unavailable` (Retry
+    /// within seconds, so that what waits is answered soon after the store is back).
     fn by_number(&self, phone_number_id: &str) -> Result<Arc<Business>, Failure>;
     /// The active business of that subdomain.
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure>;
@@ -86,7 +95,7 @@ pub trait Directory: Send + Sync + 'static {
     fn warm_up(&self) -> Result<usize, Failure>;
     /// For /metrics.
     fn stats(&self) -> CacheStats;
-    /// Whether the store answered last time; no I/O.
+    /// Whether the store answers: not if it failed and answered nothing else lately. No I/O.
     fn is_connected(&self) -> bool;
     /// Asks the store whether it answers, for [`Directory::is_connected`].
     fn check(&self);

@@ -56,7 +56,7 @@ pub enum Outcome {
     Done,
     /// The job again, not before `after` (else by backoff).
     Again {
-        /// With its attempt counted up.
+        /// With its attempt counted up, if it was one: what came before the job's own work is none.
         job: Job,
         /// The other side's wish.
         after: Option<Duration>,

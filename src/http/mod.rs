@@ -175,7 +175,9 @@ pub fn serve(
     let files = fd::raise_open_files(OPEN_FILES_MAX.max(wanted));
     let room = files.saturating_sub(RESERVED_FILES + SURPLUS_MAX as u64);
     if room == 0 {
-        let text = format!("{files} open files are too few, {} are needed", RESERVED_FILES * 2);
+        let least = RESERVED_FILES + SURPLUS_MAX as u64 + 1;
+        let text =
+            format!("{files} open files are too few (ulimit -n, LimitNOFILE=): at least {least} are needed");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     if room < http.max_connections as u64 {

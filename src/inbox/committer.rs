@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::counters::Counters;
 use super::deferred::Deferred;
+use super::embedded::Tuning;
 use super::flights::Flights;
 use super::promise::Keeper;
 use super::queue::{Append, Order, Queue, Waiter};
@@ -31,10 +32,11 @@ use crate::{clock, store};
 
 /// How long a transaction that nobody waits for stays open.
 pub const OPEN_MAX: Duration = Duration::from_millis(200);
-/// Under load, commits start at least this far apart: fewer, larger groups.
-const PACE: Duration = Duration::from_millis(1);
-/// A group of this many bodies is load.
+/// A group of this many bodies is load: commits are [`Tuning::pace`] apart.
 const PACED_GROUP_MIN: usize = 8;
+/// A group of this many bodies is full load: twice as far. Who waits then waits for a core and not for the commit, and
+/// half the commits cost half.
+const FULL_GROUP_MIN: usize = 48;
 /// How long an idle committer sleeps between its chores.
 const IDLE: Duration = Duration::from_millis(500);
 /// Chores come this often under load too, and this often while retention has something to remove.
@@ -85,6 +87,8 @@ pub struct Committer {
     last_chores: Duration,
     data_version: i64,
     replays: i64,
+    presence: store::Presence,
+    pace: Duration,
 }
 
 /// What `run` collects until the commit.
@@ -102,14 +106,17 @@ impl Committer {
     pub fn open(
         data_dir: &std::path::Path,
         retention: Duration,
+        tuning: Tuning,
         parser: Parser,
         shared: Arc<Shared>,
     ) -> Result<Self, store::OpenError> {
         let connection = store::open(data_dir)?;
         let path = data_dir.join(store::FILE);
         let gate = Gate::open(data_dir).map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
+        let tables = Tables::new(connection, tuning.log_bytes)
+            .map_err(|e| store::OpenError::Sqlite(path.clone(), e))?;
         let mut committer = Self {
-            tables: Tables::new(connection),
+            tables,
             flights: Arc::clone(&shared.flights),
             counters: Arc::clone(&shared.counters),
             parser,
@@ -129,6 +136,8 @@ impl Committer {
             last_chores: Duration::ZERO,
             data_version: 0,
             replays: 0,
+            presence: store::Presence::new(data_dir),
+            pace: tuning.pace,
         };
         committer.read_book().map_err(|e| store::OpenError::Sqlite(path, e))?;
         Ok(committer)
@@ -172,6 +181,7 @@ impl Committer {
     /// The thread's life: until `Close`, or until a commit fails (or it panics, which is a bug, and must not leave
     /// requests waiting for ever).
     pub fn run(mut self) {
+        super::eager::ask_for_short_slices();
         let mut group = Group::default();
         let why = match catch_unwind(AssertUnwindSafe(|| self.live(&mut group))) {
             Ok(Ok(())) => return,
@@ -190,7 +200,8 @@ impl Committer {
             let until = open_until.into_iter().chain(self.deferred.due_at()).min();
             let patience = until.map_or(IDLE, |until| until.saturating_sub(clock::monotonic()));
             if self.last_group >= PACED_GROUP_MIN {
-                clock::sleep((self.last_commit_at + PACE).saturating_sub(clock::monotonic()));
+                let pace = if self.last_group >= FULL_GROUP_MIN { 2 * self.pace } else { self.pace };
+                clock::sleep((self.last_commit_at + pace).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);
             self.pass(group)?;
@@ -238,6 +249,7 @@ impl Committer {
         if waited_for {
             self.end()?;
             self.tell(group, stored, received_ms);
+            self.tables.checkpoint_if_due();
         }
         let now = clock::monotonic();
         if self.deferred.is_due(now, self.last_group < PACED_GROUP_MIN) {
@@ -258,7 +270,11 @@ impl Committer {
             }
         }
         self.end_if_due()?;
-        if self.open_since.is_none() && self.deferred.is_empty() { self.chores() } else { Ok(()) }
+        if self.open_since.is_some() || !self.deferred.is_empty() {
+            return Ok(());
+        }
+        self.tables.checkpoint_if_due();
+        self.chores()
     }
 
     /// After the commit: wake all who waited.
@@ -372,9 +388,14 @@ impl Committer {
         Ok(())
     }
 
-    /// Between transactions: retention, and whether another process replayed something.
+    /// Between transactions: whether the files are there, retention, and whether another process replayed something.
     fn chores(&mut self) -> rusqlite::Result<()> {
         self.last_chores = clock::monotonic();
+        if let Some(path) = self.presence.missing() {
+            let what = format!("{} was removed or replaced while it is in use", path.display());
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_VNODE);
+            return Err(rusqlite::Error::SqliteFailure(code, Some(what)));
+        }
         let version = self.tables.data_version()?;
         if version != self.data_version {
             self.data_version = version;

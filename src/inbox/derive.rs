@@ -8,12 +8,13 @@ use std::sync::{Arc, LazyLock};
 use memchr::memmem::Finder;
 
 use super::committer::Committer;
+use super::compare::Compare;
 use super::deferred::Deferred;
 use super::insert::Insert;
 use super::tables::{self, ReplyKey};
-use super::{Evidence, Position, ReplyState, State, Work};
+use super::{Evidence, Position, ReplyState, State, StatusSaid, Work};
 use crate::clock::UnixMillis;
-use crate::event::{Item, ItemId, Kind};
+use crate::event::{Item, ItemId, Kind, Path};
 use crate::failure::Reason;
 
 /// Keys of one hash in one second that are told apart. More would take a search for collisions of XXH3.
@@ -43,10 +44,11 @@ impl Committer {
         let connection = self.tables.connection();
         let mut insert = Insert(connection.prepare_cached(Insert::SQL)?);
         let mut statuses = Vec::new();
+        let mut compare = Compare::default();
         for (id, b, i) in order {
             let body = deferred.body(b);
             let item = &body.items[i as usize];
-            match self.insert(&mut insert, &body, item, id)? {
+            match self.insert(&mut insert, &mut compare, (b, &body), item, id)? {
                 Some(id) if item.kind.is_answered() => new.push((b, i, id)),
                 Some(_) if item.kind == Kind::Status && item.conversation != 0 => statuses.push((b, i)),
                 Some(_) => {}
@@ -54,9 +56,10 @@ impl Committer {
             }
         }
         drop(insert);
-        for (b, i) in statuses {
-            let body = deferred.body(b);
-            self.status(&body, &body.items[i as usize])?;
+        drop(compare);
+        statuses.sort_unstable();
+        for of_body in statuses.chunk_by(|a: &(u32, u32), b| a.0 == b.0) {
+            self.statuses(&deferred.body(of_body[0].0), of_body)?;
         }
         new.sort_unstable();
         self.counters.add_pending(new.len() as u64);
@@ -90,7 +93,8 @@ impl Committer {
     fn insert(
         &self,
         insert: &mut Insert<'_>,
-        body: &Body<'_>,
+        compare: &mut Compare,
+        (nth, body): (u32, &Body<'_>),
         item: &Item,
         mut id: ItemId,
     ) -> rusqlite::Result<Option<ItemId>> {
@@ -100,7 +104,8 @@ impl Committer {
             if insert.item(id, item, state, body.commit, body.nth)? {
                 return Ok(Some(id));
             }
-            if self.is_same(body, item, id)? {
+            let Some(place) = self.tables.place(id)? else { return Ok(None) };
+            if compare.is_same(&self.tables, &self.parser, (nth, body), item, place)? {
                 return Ok(None);
             }
             super::COLLISIONS.inc();
@@ -109,31 +114,29 @@ impl Committer {
         Ok(None)
     }
 
-    /// Whether the item stored under `id` has the same key text. If its body is gone, the hash decides.
-    fn is_same(&self, body: &Body<'_>, item: &Item, id: ItemId) -> rusqlite::Result<bool> {
-        let Some(place) = self.tables.place(id)? else { return Ok(true) };
-        if (place.commit, place.body, place.path) == (body.commit, body.nth, item.path) {
-            return Ok(true);
-        }
-        let Some(kind) = place.kind.filter(|kind| *kind == item.kind) else { return Ok(false) };
-        let Some((stored, _, _)) = tables::body(self.tables.connection(), place.commit, place.body)? else {
-            return Ok(true);
-        };
-        if stored == body.bytes && place.path == item.path {
-            return Ok(true);
-        }
-        let ours = (self.parser.key)(body.bytes, item.kind, item.path);
-        let theirs = (self.parser.key)(&stored, kind, place.path);
-        Ok(ours.is_none() || theirs.is_none() || ours == theirs)
-    }
-
-    /// A status may settle a send of unknown outcome, or tell that what was accepted was not delivered.
-    fn status(&mut self, body: &Body<'_>, item: &Item) -> rusqlite::Result<()> {
-        let named = self.flights.find(item.conversation, item.number);
-        if named.is_none() && !mentions_failed(body.bytes) {
+    /// Statuses of one body may settle sends of unknown outcome, or tell that what was accepted was not delivered.
+    fn statuses(&mut self, body: &Body<'_>, which: &[(u32, u32)]) -> rusqlite::Result<()> {
+        let mentions_failed = mentions_failed(body.bytes);
+        let named = |item: &Item| self.flights.find(item.conversation, item.number);
+        let items = which.iter().map(|(_, i)| &body.items[*i as usize]);
+        let wanted: Vec<(&Item, Option<ReplyKey>)> = items
+            .map(|item| (item, named(item)))
+            .filter(|(_, named)| named.is_some() || mentions_failed)
+            .collect();
+        if wanted.is_empty() {
             return Ok(());
         }
-        let Some(said) = (self.parser.status)(body.bytes, item.path) else { return Ok(()) };
+        let paths: Vec<Path> = wanted.iter().map(|(item, _)| item.path).collect();
+        let said = (self.parser.statuses)(body.bytes, &paths);
+        for ((item, named), said) in wanted.into_iter().zip(said) {
+            if let Some(said) = said {
+                self.status(item, named, &said)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, item: &Item, named: Option<ReplyKey>, said: &StatusSaid) -> rusqlite::Result<()> {
         let Some(data) = said.callback_data.as_deref() else { return Ok(()) };
         let Some(key) = ReplyKey::parse(data, self.instance) else { return Ok(()) };
         match named {

@@ -17,11 +17,14 @@
 //! control than BBR.
 
 mod committer;
+mod compare;
 mod counters;
 mod deferred;
 mod derive;
+mod eager;
 pub mod embedded;
 mod flights;
+mod fold;
 mod insert;
 mod promise;
 mod queue;
@@ -233,7 +236,7 @@ pub struct NewTurn {
     pub phone_number_id: String,
     /// To whom.
     pub to: Recipient,
-    /// `subDomain:customer`, for the memory.
+    /// Under which the memory keeps it: one for each customer of each business.
     pub session: String,
     /// Message bodies without addressing.
     pub replies: Vec<Box<RawValue>>,
@@ -359,15 +362,19 @@ pub fn stored_items(blob: &[u8]) -> Vec<ItemId> {
     tables::items_from(blob)
 }
 
+/// See [`Parser::keys`].
+pub type Keys = fn(&[u8], &[(Kind, Path)]) -> Vec<Option<Vec<u8>>>;
+
 /// How the inbox reads a body: given by the composition root, so that this module knows no format.
 #[derive(Clone, Copy)]
 pub struct Parser {
     /// Fills the list, cleared first, with the items of a body; never fails (a body that is not understood is one item).
     pub items: fn(&[u8], &mut Vec<Item>),
-    /// The dedupe key of an item as text, unambiguous; `None` if the body can't be read.
-    pub key: fn(&[u8], Kind, Path) -> Option<Vec<u8>>,
-    /// A status entry.
-    pub status: fn(&[u8], Path) -> Option<StatusSaid>,
+    /// The dedupe keys of items as texts, unambiguous, in their order; `None` where nothing can be read. Goes through the
+    /// body once, as the next one does: a body may hold thousands of items.
+    pub keys: Keys,
+    /// Status entries, in their order.
+    pub statuses: fn(&[u8], &[Path]) -> Vec<Option<StatusSaid>>,
 }
 
 /// What the inbox needs of a status entry.

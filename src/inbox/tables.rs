@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::fold::Fold;
 use super::{OpenTurn, Reply, ReplyState, State, TurnId};
 use crate::clock::UnixMillis;
 use crate::event::{ItemId, Kind, Path, Recipient, Role, Said};
@@ -53,12 +54,19 @@ pub struct Place {
 /// The connection of the committer.
 pub struct Tables {
     connection: Connection,
+    fold: Fold,
 }
 
 impl Tables {
-    pub fn new(connection: Connection) -> Self {
+    pub fn new(mut connection: Connection, log_bytes: u64) -> rusqlite::Result<Self> {
         connection.set_prepared_statement_cache_capacity(64);
-        Self { connection }
+        let fold = Fold::watch(&mut connection, log_bytes)?;
+        Ok(Self { connection, fold })
+    }
+
+    /// See [`Fold::fold_if_due`].
+    pub fn checkpoint_if_due(&mut self) {
+        self.fold.fold_if_due(&self.connection);
     }
 
     pub fn begin(&self) -> rusqlite::Result<()> {

@@ -26,8 +26,10 @@ use crate::ops::metrics::Counter;
 /// Idle connections older than this are not used again: servers close idle ones after 5 s (Node, uvicorn) or
 /// more, and a request that meets such a close can't be told from one that was taken and not answered.
 const IDLE_MAX: Duration = Duration::from_secs(4);
-/// ureq's buffers of one connection, each way; the answer's header must fit in.
-const BUFFER_BYTES: usize = 16 << 10;
+/// ureq's buffers of one connection: of an answer, whose header must fit in; and of a request, which goes out in pieces.
+/// Thousands of connections may wait for an agent.
+const INPUT_BYTES: usize = 8 << 10;
+const OUTPUT_BYTES: usize = 4 << 10;
 /// The first room for an answer whose length is not said.
 const BODY_BYTES: usize = 4 << 10;
 
@@ -82,8 +84,8 @@ impl Client {
             .max_redirects_will_error(false)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .accept_encoding(AutoHeaderValue::None)
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
+            .input_buffer_size(INPUT_BYTES)
+            .output_buffer_size(OUTPUT_BYTES)
             .max_idle_connections(options.pool_size)
             .max_idle_connections_per_host(options.pool_size)
             .max_idle_age(IDLE_MAX)

@@ -4,6 +4,7 @@ pub mod console;
 pub mod lifecycle;
 pub mod metrics;
 pub mod process;
+pub mod stderr;
 
 /// What the edge's routes beside the webhook show and do. No call blocks a worker.
 pub trait Console: Send + Sync + 'static {

@@ -21,6 +21,26 @@ pub fn configure_coroutines(workers: usize) {
     config.set_timeout_ns(IDLE_POLL.as_nanos() as u64);
 }
 
+/// Who reads our output may stop to (`| head`): that ends us without a word, as it ends other commands. Not for a process
+/// with connections.
+#[allow(unsafe_code, reason = "signal has no safe wrapper in the standard library")]
+pub fn end_on_broken_pipe() {
+    // SAFETY: a plain system call on constants.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// A panic ends one coroutine, and is a line of the log as everything else. Call before the first coroutine: the
+/// crate beneath them asks this hook about real panics only, not about coroutines that are cancelled.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let said = panic.payload();
+        let said =
+            said.downcast_ref::<&str>().copied().or_else(|| said.downcast_ref::<String>().map(|s| &**s));
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        log::error!("panicked at {at}: {}", said.unwrap_or_default().escape_debug());
+    }));
+}
+
 /// No core dumps, since they would hold tokens; no huge pages, since a connection's two buffers would take 2 MiB each; a
 /// file-size limit is an error of the write that meets it, not a signal that kills.
 #[allow(unsafe_code, reason = "prctl, setrlimit and signal have no safe wrapper in the standard library")]

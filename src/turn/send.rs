@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DEAD, REPLIES, REPLY_SECONDS, RETRIED, SENT, SLICE, TURNS, Turns, hint};
+use super::{DEAD, REPLIES, REPLY_SECONDS, RETRIED, SENT, SLICE, TURNS, Turns, hint, level_of};
 use crate::clock;
 use crate::dispatcher::{Job, Outcome};
 use crate::event::Business;
@@ -25,7 +25,7 @@ impl Turns {
         match self.directory.by_number(&turn.phone_number_id) {
             Ok(business) => self.send_all(turn, attempt, &business, None),
             Err(failure) => {
-                log::warn!("turn {}: {failure}", turn.id);
+                log::log!(level_of(&failure), "turn {}: {failure}", turn.id);
                 match failure.verdict {
                     Verdict::Dead => {
                         for reply in turn.replies.iter().filter(|r| is_unsettled(r.state)) {
@@ -38,7 +38,11 @@ impl Turns {
                         self.inbox.settle(&turn.items, State::Answered, &failure.reason, &failure.detail);
                         hold(turn, attempt, scope, after)
                     }
-                    Verdict::Retry { after } => again(turn, attempt, after),
+                    // nothing was sent, so it was no try of the send
+                    Verdict::Retry { after } => {
+                        TURNS.inc(RETRIED);
+                        Outcome::Again { job: Job::Open { turn, attempt }, after }
+                    }
                     Verdict::Unknown => again(turn, attempt, None),
                 }
             }

@@ -104,11 +104,24 @@ pub fn messages(body: &[u8], paths: &[Path]) -> Result<Vec<Message>, Unreadable>
 /// The status at `path`.
 pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
     let entries = scan::entries(body).map_err(|_| Unreadable::Body)?;
-    let (change, value) = place(&entries, path).ok_or(Unreadable::NotThere(path))?;
-    let raw = element(value, Kind::Status, path).ok_or(Unreadable::NotThere(path))?;
-    let facts = scan::status_facts(raw);
+    let mut found = None;
+    visit(&entries, &[(Kind::Status, path)], |_, raw, change| found = Some(status_of(raw, change)));
+    found.ok_or(Unreadable::NotThere(path))
+}
+
+/// The statuses at `paths`, in their order; `None` where there is none.
+pub fn statuses(body: &[u8], paths: &[Path]) -> Vec<Option<Status>> {
+    let entries = scan::entries(body).unwrap_or_default();
+    let wanted: Vec<(Kind, Path)> = paths.iter().map(|path| (Kind::Status, *path)).collect();
+    let mut found = vec![None; paths.len()];
+    visit(&entries, &wanted, |nth, raw, change| found[nth] = Some(status_of(raw, change)));
+    found
+}
+
+fn status_of(raw: &RawValue, change: &Change<'_>) -> Status {
+    let facts = scan::status_facts(raw.get());
     let (mut error_code, mut error_title) = (None, None);
-    scan::elements(member(raw, "errors"), |error| {
+    scan::elements(member(raw.get(), "errors"), |error| {
         members(error.get(), |name, value| match name {
             "code" => error_code = value_of(value).into_text().parse().ok(),
             "title" => error_title = some(value_of(value).into_text()),
@@ -116,7 +129,7 @@ pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
         });
         false
     });
-    Ok(Status {
+    Status {
         timestamp: seconds(&facts.timestamp),
         phone_number_id: change.phone_number_id.clone().into_owned(),
         recipient: facts.recipient().to_owned(),
@@ -125,28 +138,74 @@ pub fn status(body: &[u8], path: Path) -> Result<Status, Unreadable> {
         status: facts.status.into_owned(),
         error_code,
         error_title,
-    })
+    }
 }
 
 /// The whole dedupe key of an item: the parts of which [`Item::key`](crate::event::Item::key) is the hash,
 /// each behind its length. Two items are the same exactly if theirs are. `None`: nothing stands there.
 pub fn key(body: &[u8], kind: Kind, path: Path) -> Option<Vec<u8>> {
-    if kind == Kind::Unparsed {
-        return Some(Key::of_body(body).bytes());
+    keys(body, &[(kind, path)]).pop().flatten()
+}
+
+/// The keys of several items, in their order.
+pub fn keys(body: &[u8], wanted: &[(Kind, Path)]) -> Vec<Option<Vec<u8>>> {
+    let mut keys = vec![None; wanted.len()];
+    let is = |kind| move |(of, _): &&(Kind, Path)| *of == kind;
+    if wanted.iter().any(|one| is(Kind::Unparsed)(&one)) {
+        let whole = Key::of_body(body).bytes();
+        let unparsed = keys.iter_mut().zip(wanted).filter(|(_, one)| is(Kind::Unparsed)(one));
+        unparsed.for_each(|(key, _)| *key = Some(whole.clone()));
     }
-    if kind == Kind::OtherField {
-        let entries = scan::entries::<RawChange<'_>>(body).ok()?;
-        let (change, value) = entries.get(path.entry as usize)?.change(path.change as usize);
-        return Some(change.key(value.as_bytes()).bytes());
+    if wanted.iter().any(|one| is(Kind::OtherField)(&one)) {
+        let entries = scan::entries::<RawChange<'_>>(body).unwrap_or_default();
+        let others = keys.iter_mut().zip(wanted).filter(|(_, one)| is(Kind::OtherField)(one));
+        for (key, (_, path)) in others {
+            let change = entries.get(path.entry as usize).map(|entry| entry.change(path.change as usize));
+            *key = change.map(|(change, value)| change.key(value.as_bytes()).bytes());
+        }
     }
-    let entries = scan::entries(body).ok()?;
-    let (change, value) = place(&entries, path)?;
-    let raw = element(value, kind, path)?;
-    let bytes = Some(raw.as_bytes());
-    match kind {
-        Kind::Error => Some(change.error_key(raw.as_bytes()).bytes()),
-        Kind::Status => scan::status_facts(raw).key(bytes).map(|key| key.bytes()),
-        _ => scan::message_facts(raw).key(&change, bytes).map(|key| key.bytes()),
+    if wanted.iter().all(|(kind, _)| matches!(kind, Kind::Unparsed | Kind::OtherField)) {
+        return keys;
+    }
+    let entries = scan::entries(body).unwrap_or_default();
+    visit(&entries, wanted, |nth, raw, change| {
+        let bytes = raw.get().as_bytes();
+        keys[nth] = match wanted[nth].0 {
+            Kind::Error => Some(change.error_key(bytes).bytes()),
+            Kind::Status => scan::status_facts(raw.get()).key(Some(bytes)).map(|key| key.bytes()),
+            _ => scan::message_facts(raw.get()).key(change, Some(bytes)).map(|key| key.bytes()),
+        };
+    });
+    keys
+}
+
+/// Goes through the body once and hands over what stands at each of the places: its number in `wanted`, its bytes, its
+/// change. Kinds that are no messages, statuses or errors are left out.
+fn visit<'a>(
+    entries: &[Entry<'a, OpenChange<'a>>],
+    wanted: &[(Kind, Path)],
+    mut take: impl FnMut(usize, &'a RawValue, &Change<'a>),
+) {
+    let array = |nth: usize| match wanted[nth].0 {
+        Kind::Status => Kind::Status,
+        Kind::Error => Kind::Error,
+        _ => Kind::Message,
+    };
+    let is_element = |nth: &usize| !matches!(wanted[*nth].0, Kind::Unparsed | Kind::OtherField);
+    let mut order: Vec<usize> = (0..wanted.len()).filter(is_element).collect();
+    order.sort_unstable_by_key(|nth| (array(*nth), wanted[*nth].1));
+    let place_of = |nth: usize| (array(nth), change_of(wanted[nth].1));
+    for same in order.chunk_by(|a, b| place_of(*a) == place_of(*b)) {
+        let Some((change, value)) = place(entries, wanted[same[0]].1) else { continue };
+        let mut left = same.iter().peekable();
+        let mut index = 0;
+        value.each(array(same[0]), |raw| {
+            while let Some(nth) = left.next_if(|nth| wanted[**nth].1.index == index) {
+                take(*nth, raw, &change);
+            }
+            index += 1;
+            left.peek().is_some()
+        });
     }
 }
 

@@ -160,17 +160,61 @@ fn what_is_exported_is_imported_elsewhere_and_its_tokens_still_decrypt() {
 }
 
 #[test]
+fn a_business_with_a_name_that_add_refuses_is_imported_exported_and_updated() {
+    let (here, there) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    let (here, there) = (config(here.path()), config(there.path()));
+    let line = |name: &str, number: &str, token: &str| {
+        let text = |text: &str| serde_json::to_string(text).expect("json");
+        format!(
+            r#"{{"_id":{0},"name":"","subDomain":{0},"wabaId":"w 1","whatsappPhoneNumberIds":[{1},""],"whatsappAccessToken":"{token}","whatsappEnabled":true,"isActive":true}}"#,
+            text(name),
+            text(number),
+        )
+    };
+    let long = "x".repeat(4096);
+    let odd = ["default", "café shop", " ", "a:b", "-", "日本", "\"", &*long];
+    let number = |n: usize| format!("n°{n} {}", "y".repeat(120));
+    let lines: Vec<String> =
+        odd.iter().enumerate().map(|(n, name)| line(name, &number(n), &format!("EAAG-{n}"))).collect();
+    run(&here, Command::Import, &lines.join("\n")).expect("imported");
+    // not through `run`: these tokens are in the clear
+    let mut exported = Vec::new();
+    business::run(Command::Export, &here, &mut exported, &mut &b""[..]).expect("exported");
+    let exported = String::from_utf8(exported).expect("text");
+    run(&there, Command::Import, &exported).expect("imported");
+    for n in 0..odd.len() {
+        assert_eq!(token(&there, &number(n)), Ok(format!("EAAG-{n}")));
+    }
+    let update = || Add { subdomain: "café shop".to_owned(), ..Add::default() };
+    run(&there, Command::Add(update()), "EAAG-new").expect("updated");
+    assert_eq!(token(&there, &number(1)), Ok("EAAG-new".to_owned()));
+    let wrong = Add { waba_id: Some("x".to_owned()), keep_token: true, ..update() };
+    assert!(run(&there, Command::Add(wrong), "").expect_err("wrong").contains("waba-id"));
+    assert!(run(&there, Command::Add(add("the café", "106")), "EAAG").is_err(), "add is strict");
+    for (bad, part) in [("", "subDomain"), ("a\nb", "subDomain"), (&*"x".repeat(4097), "subDomain")] {
+        assert!(run(&there, Command::Import, &line(bad, "1", "t")).expect_err("bad").contains(part));
+    }
+    for bad in ["y\u{1b}", &*"y".repeat(129)] {
+        let error = run(&there, Command::Import, &line("a", bad, "t")).expect_err("bad");
+        assert!(error.contains("whatsappPhoneNumberIds"), "{error}");
+    }
+}
+
+#[test]
 fn an_import_with_a_bad_line_names_it_and_imports_nothing() {
     let folder = tempfile::tempdir().expect("folder");
     let config = config(folder.path());
     let good = r#"{"subDomain":"a","whatsappPhoneNumberIds":["1"],"whatsappEnabled":true,"isActive":true}"#;
     let same_number = good.replace("\"a\"", "\"b\"");
-    let long = format!("{{\"subDomain\":\"{}\"}}", "x".repeat(70_000));
-    let lines = format!("{good}\n\nnot json\n{good}\n{long}\n{{\"subDomain\":\"x:y\"}}");
+    let long = format!("{{\"subDomain\":\"{}\"}}", "x".repeat(300_000));
+    let lines = format!("{good}\n\nnot json\n{good}\n{long}\n{{\"subDomain\":\"\"}}");
     let error = run(&config, Command::Import, &lines).expect_err("bad lines");
-    for line in
-        ["line 3: it is not JSON", "line 4: the same subdomain as line 1", "line 5: longer", "line 6: sub"]
-    {
+    for line in [
+        "line 3: it is not JSON",
+        "line 4: the same subdomain as line 1",
+        "line 5: longer",
+        "line 6: subDomain \"\": 1 to",
+    ] {
         assert!(error.contains(line), "{line} in: {error}");
     }
     let error = run(&config, Command::Import, &format!("{good}\n{same_number}")).expect_err("ambiguous");

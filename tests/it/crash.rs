@@ -232,3 +232,55 @@ fn dev_answers_what_is_piped_in_and_leaves_nothing_behind() {
     assert!(said.contains("business: hello") && said.contains("business: how are you?"), "{said}");
     assert_eq!(std::fs::read_dir(temp.path()).expect("a folder").count(), 0, "its data folder is removed");
 }
+
+#[test]
+fn a_store_that_is_removed_while_it_is_in_use_ends_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).expect("made");
+    let mut service = Service::start(&shop(&data, "http://127.0.0.1:9", &[]));
+    let message =
+        |n: u64| harness::message(NUMBER, "16505551234", &format!("wamid.{n}"), "hi", harness::now());
+    assert_eq!(service.post(message(1).as_bytes()), Some(200));
+    std::thread::sleep(Duration::from_secs(2));
+    std::fs::remove_file(data.join(whatsapp_webhook::store::FILE)).expect("removed");
+    let status = service.ended(2 * SOON).expect("it ends");
+    assert_eq!(status.code(), Some(1), "{}", service.log());
+    assert!(service.log().contains("was removed or replaced"), "{}", service.log());
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    use std::io::{BufRead, BufReader, Write};
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = shop(folder.path(), "http://127.0.0.1:9", &[("RUST_LOG", "debug")]);
+    let mut command = harness::command(&settings);
+    command.arg("serve").current_dir(folder.path()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped"));
+    let address = loop {
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        if let Some(address) = line.strip_prefix("listening on http://") {
+            break address.trim().parse::<std::net::SocketAddr>().expect("an address");
+        }
+    };
+    // from here on nobody reads; each of these was a line of the HTTP crate's, and a pipe holds 64 KiB
+    for _ in 0..3000 {
+        let mut stream = std::net::TcpStream::connect(address).expect("connected");
+        stream.write_all(b"GARBAGE\0\r\n\r\n").expect("written");
+    }
+    let health = harness::ask(address, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(health.map(|(status, _)| status), Some(200));
+    let message = harness::message(NUMBER, "16505551234", "wamid.1", "hi", harness::now());
+    let posted = harness::ask(address, &harness::signed(message.as_bytes(), APP_SECRET));
+    assert_eq!(posted.map(|(status, _)| status), Some(200));
+    let killed = std::process::Command::new("kill").arg(child.id().to_string()).status();
+    assert!(killed.is_ok_and(|status| status.success()));
+    let until = Instant::now() + Duration::from_secs(45);
+    while child.try_wait().expect("waited").is_none() {
+        assert!(Instant::now() < until, "it does not stop");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(lines);
+}

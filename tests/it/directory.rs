@@ -10,7 +10,10 @@ use parking_lot::Mutex;
 use whatsapp_webhook::clock;
 use whatsapp_webhook::config;
 use whatsapp_webhook::directory::Directory;
-use whatsapp_webhook::directory::lookup::{ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX};
+use whatsapp_webhook::directory::lookup::{
+    ABSENT_MAX, ABSENT_TTL, Lookup, RETRY_AFTER, STALE_MAX, STALE_RETRY_AFTER,
+};
+use whatsapp_webhook::directory::reach::{ASKING_MAX, RETURN_WITHIN};
 use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::failure::{Failure, Scope, Verdict};
@@ -191,13 +194,69 @@ fn a_failure_of_the_store_is_shared_and_can_be_retried() {
     let asking = lookup.clone();
     for answer in together(20, move || asking.by_number("106")) {
         let failure = answer.expect("no panic").expect_err("the store is down");
-        assert_eq!(failure.verdict, Verdict::Retry { after: None });
+        let after = Duration::from_secs(1)..RETURN_WITHIN;
+        assert!(
+            matches!(failure.verdict, Verdict::Retry { after: Some(wait) } if after.contains(&wait)),
+            "{failure:?}"
+        );
         assert_eq!(failure.reason.as_str(), "directory_unavailable");
     }
     assert_eq!(fake.asked(), 1);
     assert!(!lookup.is_connected());
     fake.is_down.store(false, SeqCst);
+    lookup.check();
     assert!(lookup.by_number("106").is_ok(), "a failure is not remembered");
+    assert!(lookup.is_connected());
+}
+
+#[test]
+fn while_the_store_is_away_a_miss_is_put_off_at_once_and_one_probe_at_a_time_notices_its_return() {
+    crate::coroutines();
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    fake.is_down.store(true, SeqCst);
+    assert_eq!(reason(lookup.by_number_at("106", at(10))), "directory_unavailable");
+    *fake.takes.lock() = Duration::from_millis(500);
+    let begun = clock::monotonic();
+    for n in 0..1000 {
+        assert_eq!(reason(lookup.by_number_at(&format!("7{n}"), at(11))), "directory_unavailable");
+    }
+    assert!(clock::monotonic() - begun < Duration::from_millis(400));
+    assert_eq!(fake.asked(), 1);
+    let asking = lookup.clone();
+    let next = Arc::new(AtomicUsize::new(0));
+    let each = move || asking.by_number_at(&next.fetch_add(1, SeqCst).to_string(), at(16)).is_err();
+    assert!(together(50, each).into_iter().all(|one| one.expect("no panic")));
+    assert_eq!(fake.asked(), 2, "the probe");
+    fake.is_down.store(false, SeqCst);
+    assert!(lookup.by_number_at("106", at(22)).is_ok(), "the next probe");
+    assert_eq!(reason(lookup.by_number_at("107", at(22))), "no_business");
+    assert!(lookup.is_connected());
+}
+
+#[test]
+fn a_store_that_hangs_holds_a_part_of_those_who_ask_and_the_others_come_again() {
+    crate::coroutines();
+    let (fake, lookup) = over(vec![record("cafe", &["106"])]);
+    assert!(lookup.by_number("106").is_ok());
+    *fake.takes.lock() = Duration::from_secs(2);
+    let asking = lookup.clone();
+    let next = Arc::new(AtomicUsize::new(0));
+    let each = move || {
+        let (begun, n) = (clock::monotonic(), next.fetch_add(1, SeqCst));
+        let answer = asking.by_number(&format!("7{n}")).expect_err("nobody has it");
+        // what is cached is answered meanwhile
+        assert!(asking.by_number("106").is_ok());
+        (answer, clock::monotonic() - begun)
+    };
+    let answers: Vec<_> = together(400, each).into_iter().map(|one| one.expect("no panic")).collect();
+    let put_off = answers.iter().filter(|(failure, _)| failure.reason.as_str() == "directory_unavailable");
+    for (failure, took) in put_off.clone() {
+        assert!(*took < Duration::from_secs(1), "{took:?}");
+        let Verdict::Retry { after: Some(after) } = failure.verdict else { panic!("{failure:?}") };
+        assert!(after < Duration::from_secs(1), "{after:?}");
+    }
+    assert_eq!(put_off.count(), 400 - ASKING_MAX);
+    assert_eq!(fake.asked(), 1 + ASKING_MAX);
     assert!(lookup.is_connected());
 }
 
@@ -299,13 +358,15 @@ fn stale_entries_are_served_while_the_store_is_away_but_not_for_ever() {
     assert!(lookup.by_number_at("106", at(401)).is_ok());
     assert_eq!(fake.asked(), 2, "the store is left alone for a while");
     assert!(lookup.by_number_at("106", at(400) + RETRY_AFTER).is_ok());
+    assert_eq!(fake.asked(), 2, "others who have nothing find out");
+    assert!(lookup.by_number_at("106", at(401) + STALE_RETRY_AFTER).is_ok());
     assert_eq!(fake.asked(), 3);
     assert_eq!(reason(lookup.by_number_at("107", at(500))), "directory_unavailable");
     let end = at(1) + TTL + STALE_MAX;
     assert!(lookup.by_number_at("106", end - at(1)).is_ok());
     assert_eq!(reason(lookup.by_number_at("106", end)), "directory_unavailable");
     fake.is_down.store(false, SeqCst);
-    assert!(lookup.by_number_at("106", end).is_ok());
+    assert!(lookup.by_number_at("106", end + RETRY_AFTER).is_ok());
 }
 
 #[test]
@@ -486,11 +547,11 @@ fn an_embedded_store_that_fails_is_unavailable_and_mends() {
     assert!(lookup.by_number_at("106", at(1)).is_ok());
     let writer = whatsapp_webhook::store::open(folder.path()).expect("opens");
     writer.execute("ALTER TABLE business_numbers RENAME TO away", []).expect("renamed");
-    assert_eq!(reason(lookup.by_number_at("107", at(1))), "directory_unavailable");
+    assert_eq!(reason(lookup.by_number_at("107", at(10))), "directory_unavailable");
     assert!(!lookup.is_connected());
     assert!(lookup.by_number_at("106", at(400)).is_ok(), "stale");
     writer.execute("ALTER TABLE away RENAME TO business_numbers", []).expect("renamed");
-    assert_eq!(reason(lookup.by_number_at("107", at(401))), "no_business");
+    assert_eq!(reason(lookup.by_number_at("107", at(406))), "no_business");
     assert!(lookup.is_connected());
 }
 

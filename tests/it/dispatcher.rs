@@ -3,7 +3,7 @@
 mod world;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,15 +34,21 @@ fn a_conversation_is_answered_in_order_and_what_arrives_meanwhile_is_one_turn() 
 #[test]
 fn ten_thousand_slow_conversations_of_one_number_do_not_wait_for_each_other() {
     let world = World::new(Vec::new());
-    let dispatcher = world.start(11_000, |world, job| {
-        clock::sleep(Duration::from_secs(2));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let waits = Arc::clone(&is_over);
+    let dispatcher = world.start(11_000, move |world, job| {
+        while !waits.load(SeqCst) {
+            clock::sleep(Duration::from_millis(500));
+        }
         world.answer(job)
     });
-    let started = clock::monotonic();
     for chunk in 0..100 {
         world.offer(&(0..100).map(|n| (1, chunk * 100 + n)).collect::<Vec<_>>());
     }
+    // none of them ends before all have begun
     wait_until("all run at once", || dispatcher.gauges().running == 10_000);
+    let started = clock::monotonic();
+    is_over.store(true, SeqCst);
     world.wait_for_answers(10_000);
     let took = clock::monotonic() - started;
     assert!(took < Duration::from_secs(12), "{took:?}");

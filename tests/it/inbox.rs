@@ -14,7 +14,11 @@ use whatsapp_webhook::inbox::{
 use whatsapp_webhook::store;
 
 const NUMBER: u64 = 77;
-const TOY: Parser = Parser { items, key, status };
+const TOY: Parser = Parser {
+    items,
+    keys: |body, wanted| wanted.iter().map(|(kind, path)| key(body, *kind, *path)).collect(),
+    statuses,
+};
 
 fn items(body: &[u8], out: &mut Vec<Item>) {
     let text = String::from_utf8_lossy(body);
@@ -47,6 +51,10 @@ fn items(body: &[u8], out: &mut Vec<Item>) {
 fn key(body: &[u8], _: Kind, path: Path) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(body).ok()?;
     text.lines().nth(path.index as usize)?.split(' ').nth(2).map(|id| id.as_bytes().to_vec())
+}
+
+fn statuses(body: &[u8], paths: &[Path]) -> Vec<Option<StatusSaid>> {
+    paths.iter().map(|path| status(body, *path)).collect()
 }
 
 fn status(body: &[u8], path: Path) -> Option<StatusSaid> {
@@ -334,7 +342,7 @@ fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
 }
 
 /// A parser with a bug, met on the committer's thread.
-const BUGGY: Parser = Parser { items, key: |_, _, _| panic!("a bug in the parser"), status };
+const BUGGY: Parser = Parser { items, keys: |_, _| panic!("a bug in the parser"), statuses };
 
 #[test]
 fn a_panic_of_the_committer_refuses_everything_and_ends_the_process() {

@@ -238,6 +238,16 @@ fn the_openai_agent_remembers_retries_and_falls_back() {
     agent.fault(AgentFault::Status(500, None));
     world.meta.say_and_wait(SHOP, ANNA, "Anna", "third", SOON);
     world.settles_with(&["You said: first", "You said: second", "Somebody will call you."]);
+    let asked = agent.requests().len();
+    agent.fault(AgentFault::Body(r#"{"choices":[]}"#.to_owned()));
+    world.meta.say_and_wait(SHOP, ANNA, "Anna", "fourth", SOON);
+    world.settles_with(&[
+        "You said: first",
+        "You said: second",
+        "Somebody will call you.",
+        "Somebody will call you.",
+    ]);
+    assert_eq!(agent.requests().len(), asked + 1, "asking again would bring the same");
     assert_eq!(agent.bad(), 0);
 }
 

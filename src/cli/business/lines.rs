@@ -3,23 +3,60 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 
-use super::{check, printable};
+use super::{printable, shortened};
 use crate::directory::document::{self, LINE_MAX};
+use crate::directory::lookup::ID_MAX;
 use crate::directory::store::{Record, Store, StoreError, all};
 
 /// Businesses that one import takes: it is one transaction, during which the service can't commit.
 const IMPORT_MAX: usize = 10_000;
+/// Windows writes it in front of a file.
+const BOM: char = '\u{feff}';
 /// Faults that one import names.
 const FAULTS_MAX: usize = 100;
 
-/// Writes all. Documents that have a fault are left out and named: then it failed.
+/// The longest text and the most numbers that a document may have.
+const TEXT_MAX: usize = 4096;
+const NUMBERS_MAX: usize = 1_000;
+
+/// What [`import`] would refuse in the record. Whatever is answered for can be imported: others choose their names as
+/// they like, where `business add` is strict.
+fn check(record: &Record) -> Vec<String> {
+    let mut faults = Vec::new();
+    let is_text = |text: &str| text.len() <= TEXT_MAX && !text.chars().any(char::is_control);
+    if record.sub_domain.is_empty() || !is_text(&record.sub_domain) {
+        let shown = shortened(&record.sub_domain);
+        faults.push(format!("subDomain {shown:?}: 1 to {TEXT_MAX} bytes, no control characters"));
+    }
+    let app = record.meta_app.as_deref().unwrap_or_default();
+    for (field, text) in [("name", &*record.name), ("wabaId", &*record.waba_id), ("metaApp", app)] {
+        if !is_text(text) {
+            faults.push(format!("{field}: at most {TEXT_MAX} bytes, no control characters"));
+        }
+    }
+    let numbers = &record.phone_number_ids;
+    if numbers.len() > NUMBERS_MAX {
+        faults.push(format!("whatsappPhoneNumberIds: at most {NUMBERS_MAX} for a business"));
+    }
+    let is_id = |number: &&String| number.len() <= ID_MAX && is_text(number);
+    if let Some(number) = numbers.iter().find(|number| !is_id(number)) {
+        let shown = shortened(number);
+        faults
+            .push(format!("whatsappPhoneNumberIds {shown:?}: at most {ID_MAX} bytes, no control characters"));
+    }
+    faults
+}
+
+/// Writes all that [`import`] takes. Documents that have a fault are left out and named: then it failed.
 pub fn export(store: &dyn Store, out: &mut dyn Write) -> Result<(), String> {
     let mut written = Ok(());
     let mut faults = Vec::new();
     all(store, |record| {
-        match record.fault {
-            Some(fault) => faults.push(format!("left out: {}", printable(&fault))),
-            None => written = writeln!(out, "{}", document::to_line(&record)),
+        let refused = check(&record);
+        match &record.fault {
+            Some(fault) => faults.push(format!("left out: {}", printable(fault))),
+            None if refused.is_empty() => written = writeln!(out, "{}", document::to_line(&record)),
+            None => faults.push(format!("left out: _id {}: {}", printable(&record.id), refused.join("; "))),
         }
         written.is_ok()
     })
@@ -46,7 +83,7 @@ pub fn import(store: &dyn Store, input: &mut dyn Read) -> Result<String, String>
         }
         match line {
             Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => match document::from_line(&line) {
+            Ok(line) => match document::from_line(line.trim_start_matches(BOM)) {
                 Ok(record) => {
                     faults.extend(check(&record).into_iter().map(|fault| format!("line {number}: {fault}")));
                     if let Some(earlier) = lines.insert(record.sub_domain.clone(), number) {
@@ -96,7 +133,7 @@ fn next_line(reader: &mut dyn BufRead) -> Result<Option<Line>, String> {
         }
     }
     if is_too_long {
-        return Ok(Some(Err("longer than 64 KiB")));
+        return Ok(Some(Err("longer than 256 KiB")));
     }
     Ok(Some(match String::from_utf8(std::mem::take(&mut *bytes)) {
         Ok(text) => Ok(zeroize::Zeroizing::new(text)),

@@ -26,6 +26,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(60);
 /// How often the monitor looks at each server: a frozen one is noticed after this and [`CONNECT_WITHIN`].
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The specification's `minHeartbeatFrequencyMS`.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(500);
 /// Pauses between attempts of one call.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(50),
@@ -90,8 +92,7 @@ impl Calls {
             if clock::monotonic() + within / 2 > deadline {
                 return Err(Missed::NotRun(NotRun::Full));
             }
-            let answer = source.attempts(deadline, call);
-            answer.map_err(|error| Missed::Failed(error::cause(&error, &source.config.uri)))
+            source.attempts(deadline, call).map_err(Missed::Failed)
         };
         self.pool.run(job, within).map_err(Missed::NotRun)?
     }
@@ -110,20 +111,25 @@ impl Source {
         &self,
         deadline: Duration,
         call: impl Fn(&Database) -> mongodb::error::Result<T>,
-    ) -> mongodb::error::Result<T> {
+    ) -> Result<T, Cause> {
         let mut pauses = PAUSES.iter().chain(std::iter::repeat(&PAUSES[PAUSES.len() - 1]));
+        let mut may_be_done = false;
         loop {
             let begun = clock::monotonic();
             let error = match self.database().and_then(|database| call(&database)) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            let mut cause = error::cause(&error, &self.config.uri);
+            // whatever the last attempt came to, one before it may have done it
+            may_be_done |= cause.may_be_done;
             let pause = *pauses.next().expect("the last pause repeats");
             let now = clock::monotonic();
             if !error::is_passing(&error) || now + pause + (now - begun) >= deadline {
-                return Err(error);
+                cause.may_be_done = may_be_done;
+                return Err(cause);
             }
-            log::debug!("mongodb: tried again: {}", error::cause(&error, &self.config.uri).text);
+            log::debug!("mongodb: tried again: {}", cause.text);
             std::thread::sleep(pause);
         }
     }
@@ -150,7 +156,8 @@ fn options(config: &Mongodb) -> mongodb::error::Result<ClientOptions> {
     options.connect_timeout.get_or_insert(CONNECT_WITHIN);
     options.server_selection_timeout.get_or_insert(CONNECT_WITHIN);
     options.max_idle_time.get_or_insert(IDLE);
-    options.heartbeat_freq.get_or_insert(HEARTBEAT);
+    // less than that the driver refuses at every call
+    options.heartbeat_freq = Some(options.heartbeat_freq.unwrap_or(HEARTBEAT).max(HEARTBEAT_MIN));
     options.retry_reads.get_or_insert(true);
     options.retry_writes.get_or_insert(true);
     let preferred = SelectionCriteria::ReadPreference(ReadPreference::PrimaryPreferred { options: None });

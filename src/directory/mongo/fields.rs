@@ -6,11 +6,15 @@
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
+use super::found::Found;
 use crate::directory::store::Record;
 use crate::secret::Secret;
 
-/// The longest text of a field, in bytes; a stored token of 400 characters has about 1,300.
+/// The longest text of a field, in bytes.
 pub const TEXT_MAX: usize = 4096;
+/// The longest stored token, in bytes. An access token of 400 characters takes about 1,300; refresh tokens, which nobody
+/// here uses, are longer.
+pub const TOKEN_TEXT_MAX: usize = 16 << 10;
 /// Numbers of one business.
 pub const NUMBERS_MAX: usize = 1_000;
 
@@ -28,20 +32,30 @@ pub fn projection() -> Document {
 }
 
 /// The record, with what is wrong in its `fault`.
-pub fn record(document: &Document) -> Record {
-    let mut reader = Reader { document, faults: Vec::new() };
-    let sub_domain = reader.text("subDomain").unwrap_or_else(|| {
-        reader.fault("subDomain", "is missing");
-        String::new()
-    });
+pub fn record(found: &Found) -> Record {
+    let document = &found.document;
+    let mut reader = Reader { document, faults: found.faults.clone() };
+    let sub_domain = match reader.text("subDomain") {
+        Some(text) => text,
+        None => {
+            reader.fault("subDomain", "is missing");
+            String::new()
+        }
+    };
+    if matches!(document.get_str("subDomain"), Ok("")) {
+        reader.fault("subDomain", "is empty");
+    }
     let mut record = Record {
-        id: document.get("_id").map_or_else(String::new, id_text),
+        id: match &found.broken_id {
+            Some(shown) => shown.clone(),
+            None => document.get("_id").map_or_else(String::new, id_text),
+        },
         name: reader.text("name").unwrap_or_else(|| sub_domain.clone()),
         sub_domain,
         waba_id: reader.text("wabaId").unwrap_or_default(),
         phone_number_ids: reader.numbers(),
-        access_token: reader.text("whatsappAccessToken").filter(|t| !t.is_empty()).map(Secret::new),
-        refresh_token: reader.text("whatsappRefreshToken").filter(|t| !t.is_empty()).map(Secret::new),
+        access_token: reader.token("whatsappAccessToken"),
+        refresh_token: reader.token("whatsappRefreshToken"),
         token_expires_at: reader.moment("whatsappTokenExpiresAt"),
         enabled: reader.flag("whatsappEnabled"),
         active: reader.flag("isActive"),
@@ -65,13 +79,21 @@ impl Reader<'_> {
         self.faults.push(format!("{field} {what}"));
     }
 
-    /// `None` for one that is missing or null.
+    fn token(&mut self, field: &str) -> Option<Secret> {
+        self.text_up_to(TOKEN_TEXT_MAX, field).filter(|text| !text.is_empty()).map(Secret::new)
+    }
+
     fn text(&mut self, field: &str) -> Option<String> {
+        self.text_up_to(TEXT_MAX, field)
+    }
+
+    /// `None` for one that is missing or null.
+    fn text_up_to(&mut self, max: usize, field: &str) -> Option<String> {
         match self.document.get(field)? {
             Bson::Null => None,
-            Bson::String(text) if text.len() <= TEXT_MAX => Some(text.clone()),
+            Bson::String(text) if text.len() <= max => Some(text.clone()),
             Bson::String(text) => {
-                self.fault(field, &format!("has {} bytes, more than {TEXT_MAX}", text.len()));
+                self.fault(field, &format!("has {} bytes, more than {max}", text.len()));
                 Some(String::new())
             }
             other => {
@@ -208,8 +230,8 @@ pub fn fields(record: &Record) -> Document {
 
 /// The fields in which `wanted` differs from what the document says now; a field of another form but the same
 /// meaning stays as it is.
-pub fn changed_fields(document: &Document, wanted: &Record) -> Document {
-    let now = record(document);
+pub fn changed_fields(found: &Found, wanted: &Record) -> Document {
+    let now = record(found);
     let mut changed = fields(wanted);
     if now.meta_app.is_some() && wanted.meta_app.is_none() {
         changed.insert("metaApp", Bson::Null);
@@ -255,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_document_is_read_and_written_back_the_same() {
-        let record = record(&shop());
+        let record = record(&shop().into());
         assert_eq!(record.fault, None);
         assert_eq!(record.id, "65f000000000000000000001");
         assert_eq!(record.token_expires_at.as_deref(), Some("2027-01-15T08:00:00Z"));
@@ -263,10 +285,10 @@ mod tests {
         for (field, value) in &written {
             assert_eq!(Some(value), shop().get(field), "{field}");
         }
-        assert!(changed_fields(&shop(), &record).is_empty());
+        assert!(changed_fields(&shop().into(), &record).is_empty());
         let mut other = record;
         other.enabled = false;
-        assert_eq!(changed_fields(&shop(), &other), doc! { "whatsappEnabled": false });
+        assert_eq!(changed_fields(&shop().into(), &other), doc! { "whatsappEnabled": false });
     }
 
     #[test]
@@ -274,12 +296,13 @@ mod tests {
         for (field, value, word) in [
             ("subDomain", Bson::Null, "missing"),
             ("subDomain", Bson::Int32(1), "a number"),
+            ("subDomain", Bson::String(String::new()), "empty"),
             ("name", Bson::Array(Vec::new()), "an array"),
             ("wabaId", Bson::Int64(7), "a number"),
             ("whatsappPhoneNumberIds", Bson::String("106".into()), "a string"),
             ("whatsappPhoneNumberIds", Bson::Array(vec![Bson::Int64(106)]), "an entry that is a number"),
             ("whatsappAccessToken", Bson::Document(doc! { "SECRET": 1 }), "an object"),
-            ("whatsappAccessToken", Bson::String("SECRET".repeat(1000)), "more than"),
+            ("whatsappAccessToken", Bson::String("SECRET".repeat(3_000)), "more than"),
             ("whatsappEnabled", Bson::String("SECRET".into()), "a string"),
             ("isActive", Bson::Int32(1), "a number"),
             ("metaApp", Bson::Boolean(true), "true or false"),
@@ -287,7 +310,7 @@ mod tests {
         ] {
             let mut document = shop();
             document.insert(field, value);
-            let fault = record(&document).fault.unwrap_or_default();
+            let fault = record(&document.clone().into()).fault.unwrap_or_default();
             assert!(fault.contains("65f000000000000000000001") && fault.contains(field), "{field}: {fault}");
             assert!(fault.contains(word) && !fault.contains("SECRET"), "{field}: {fault}");
         }
@@ -295,7 +318,7 @@ mod tests {
         let many = ["106".into(), Bson::Int64(1), Bson::Int64(2)].into_iter().cycle().take(30_000);
         document.insert("whatsappPhoneNumberIds", many.collect::<Vec<Bson>>());
         document.insert("_id", "x".repeat(50_000));
-        let read = record(&document);
+        let read = record(&document.clone().into());
         assert_eq!(read.phone_number_ids.len(), 10_000, "a wrong array claims its right numbers");
         let fault = read.fault.expect("wrong twice");
         assert!(
@@ -304,7 +327,7 @@ mod tests {
         );
         let mut document = shop();
         document.remove("name");
-        assert_eq!(record(&document).fault, None, "a name is only shown");
+        assert_eq!(record(&document.clone().into()).fault, None, "a name is only shown");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The questions: the original's query by number, by subdomain, and pages of the whole collection.
 
 use mongodb::bson::{Bson, Document, doc};
-use mongodb::error::Result;
+use mongodb::error::{Error, Result};
 use mongodb::sync::Collection;
 
 use super::READ_WITHIN;
 use super::fields::{self, projection};
+use super::found;
 use crate::directory::store::{CLAIMANTS_MAX, Page, Record};
 
 /// BSON types in the order in which `_id`s of different types are sorted.
@@ -29,7 +30,10 @@ pub fn by_number(businesses: &Collection<Document>, number: &str) -> Result<Vec<
     if !found.is_empty() {
         return Ok(found);
     }
-    find(businesses, doc! { "whatsappPhoneNumberIds": number }, CLAIMANTS_MAX)
+    // one who stored it as a number is told so, and not that nobody has it
+    let mut forms = vec![Bson::String(number.to_owned())];
+    forms.extend(number.parse().map(Bson::Int64));
+    find(businesses, doc! { "whatsappPhoneNumberIds": { "$in": forms } }, CLAIMANTS_MAX)
 }
 
 /// Those of the subdomain, active or not.
@@ -38,14 +42,9 @@ pub fn by_subdomain(businesses: &Collection<Document>, sub_domain: &str) -> Resu
 }
 
 fn find(businesses: &Collection<Document>, filter: Document, limit: usize) -> Result<Vec<Record>> {
-    businesses
-        .find(filter)
-        .projection(projection())
-        .limit(limit as i64)
-        .max_time(READ_WITHIN)
-        .run()?
-        .map(|document| Ok(fields::record(&document?)))
-        .collect()
+    let found =
+        businesses.find(filter).projection(projection()).limit(limit as i64).max_time(READ_WITHIN).run()?;
+    Ok(found::all(found)?.iter().map(fields::record).collect())
 }
 
 /// The next `limit` in the order of `_id`, after the one that `from` stands for.
@@ -61,10 +60,17 @@ pub fn page(businesses: &Collection<Document>, from: Option<&str>, limit: usize)
         .limit(limit as i64)
         .max_time(READ_WITHIN)
         .run()?;
-    let documents = found.collect::<Result<Vec<Document>>>()?;
-    let last = documents.last().filter(|_| documents.len() == limit).and_then(|document| document.get("_id"));
-    let next = last.map(fields::packed);
-    Ok(Page { records: documents.iter().map(fields::record).collect(), next })
+    let documents = found::all(found)?;
+    let records = documents.iter().map(fields::record).collect();
+    if documents.len() < limit {
+        return Ok(Page { records, next: None });
+    }
+    // an `_id` that is not UTF-8 can't be asked for: those after the last one that can come once more
+    let last = documents.iter().rev().find_map(|found| found.document.get("_id"));
+    match last {
+        Some(last) => Ok(Page { records, next: Some(fields::packed(last)) }),
+        None => Err(Error::custom("hundreds of documents have an _id that is not UTF-8")),
+    }
 }
 
 /// `$gt` finds values of the same type only; those of the types that sort later come after them.
@@ -87,5 +93,7 @@ fn after_id(id: &Bson) -> Document {
 
 /// The least that reading needs: a connection, the right to read.
 pub fn check(businesses: &Collection<Document>) -> Result<()> {
-    businesses.find_one(doc! {}).projection(doc! { "_id": 1 }).max_time(READ_WITHIN).run().map(drop)
+    let mut first =
+        businesses.find(doc! {}).projection(doc! { "_id": 1 }).limit(1).max_time(READ_WITHIN).run()?;
+    first.advance().map(drop)
 }

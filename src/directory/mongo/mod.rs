@@ -12,6 +12,7 @@
 mod client;
 mod error;
 mod fields;
+mod found;
 mod indexes;
 mod lookup;
 mod write;

@@ -5,6 +5,8 @@
 //! in the middle leaves the businesses before it written, says so, and running it again completes it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::Result;
@@ -13,11 +15,15 @@ use mongodb::sync::Collection;
 
 use super::client::Calls;
 use super::fields::{changed_fields, fields, ids_of, new_id, projection};
+use super::found::{self, Found};
 use super::{READ_WITHIN, error, safely_written};
 use crate::directory::store::{Claim, Record, StoreError, Swap, TokenField};
 
 /// Businesses that are read or written in one step.
 const STEP: usize = 100;
+/// Tokens that are stored in one step, which has one deadline: each is an update of its own, and a server that has
+/// other things to do takes a second for it.
+const SWAPS_STEP: usize = 10;
 
 /// One document to be written.
 #[derive(Clone)]
@@ -39,10 +45,12 @@ pub fn upsert(calls: &Calls, records: Vec<Record>) -> std::result::Result<(), St
     for step in changes.chunks(STEP) {
         let step = step.to_vec();
         let size = step.len();
-        let done = calls.write(move |database| apply(&safely_written(database), &step));
+        let is_begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&is_begun);
+        let done = calls.write(move |database| apply(&safely_written(database), &step, &begins));
         done.map_err(|error| match error {
-            StoreError::Unavailable(detail) if written > 0 => {
-                StoreError::Unknown(format!("{detail}; {written} of {total} businesses are written"))
+            StoreError::Unavailable(detail) if written > 0 || is_begun.load(Relaxed) => {
+                StoreError::Unknown(format!("{detail}; {written} or more of {total} businesses are written"))
             }
             other => other,
         })?;
@@ -59,20 +67,21 @@ fn plan(calls: &Calls, records: &[Record]) -> std::result::Result<Vec<Change>, S
         let same = find(&businesses, doc! { "subDomain": { "$in": &names } })?;
         Ok((same, find(&businesses, doc! { "_id": { "$in": &ids } })?))
     })?;
-    let mut by_name: HashMap<String, Document> = HashMap::new();
-    for document in found.0 {
-        let name = document.get_str("subDomain").unwrap_or_default().to_owned();
-        if by_name.insert(name.clone(), document).is_some() {
+    let mut by_name: HashMap<String, Found> = HashMap::new();
+    for one in found.0 {
+        refuse_broken_id(&one)?;
+        let name = one.document.get_str("subDomain").unwrap_or_default().to_owned();
+        if by_name.insert(name.clone(), one).is_some() {
             return Err(StoreError::Refused(format!(
                 "two documents have the subDomain {name:?}; remove one of them"
             )));
         }
     }
-    let taken = |id: &Bson| found.1.iter().any(|document| document.get("_id") == Some(id));
+    let taken = |id: &Bson| found.1.iter().any(|one| one.document.get("_id") == Some(id));
     let changes = records.iter().filter_map(|record| {
-        if let Some(document) = by_name.get(&record.sub_domain) {
-            let changed = changed_fields(document, record);
-            let id = document.get("_id").cloned().unwrap_or(Bson::Null);
+        if let Some(one) = by_name.get(&record.sub_domain) {
+            let changed = changed_fields(one, record);
+            let id = one.document.get("_id").cloned().unwrap_or(Bson::Null);
             return (!changed.is_empty()).then_some(Change::Set(id, changed));
         }
         let own = new_id(&record.id);
@@ -84,10 +93,18 @@ fn plan(calls: &Calls, records: &[Record]) -> std::result::Result<Vec<Change>, S
 }
 
 /// Reads for a decision: from the primary.
-fn find(businesses: &Collection<Document>, filter: Document) -> Result<Vec<Document>> {
+fn find(businesses: &Collection<Document>, filter: Document) -> Result<Vec<Found>> {
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
     let found = businesses.find(filter).projection(projection()).selection_criteria(primary);
-    found.max_time(READ_WITHIN).run()?.collect()
+    found::all(found.max_time(READ_WITHIN).run()?)
+}
+
+/// No filter can name it, so it can't be changed from here.
+fn refuse_broken_id(found: &Found) -> std::result::Result<(), StoreError> {
+    match &found.broken_id {
+        None => Ok(()),
+        Some(id) => Err(StoreError::Refused(format!("a document has the _id {id:?}, which is not UTF-8"))),
+    }
 }
 
 /// Refuses numbers that two live businesses would have: two of `records`, or one of them and another that is there.
@@ -110,7 +127,7 @@ fn refuse_claims(calls: &Calls, records: &[Record]) -> std::result::Result<(), S
                 doc! { "whatsappPhoneNumberIds": numbers, "whatsappEnabled": true, "isActive": true };
             find(&database.collection(super::COLLECTION), filter)
         })?;
-        for document in live {
+        for Found { document, .. } in live {
             let name = document.get_str("subDomain").unwrap_or_default();
             if records.iter().any(|record| record.sub_domain == name) {
                 continue;
@@ -133,7 +150,8 @@ fn refuse_claims(calls: &Calls, records: &[Record]) -> std::result::Result<(), S
 }
 
 /// A document of a new `_id` that is there already was inserted by an attempt that did not hear its answer.
-fn apply(businesses: &Collection<Document>, changes: &[Change]) -> Result<()> {
+/// `is_begun`: something of it is written.
+fn apply(businesses: &Collection<Document>, changes: &[Change], is_begun: &AtomicBool) -> Result<()> {
     let inserts: Vec<&Document> = changes
         .iter()
         .filter_map(|change| match change {
@@ -141,15 +159,16 @@ fn apply(businesses: &Collection<Document>, changes: &[Change]) -> Result<()> {
             Change::Set(..) => None,
         })
         .collect();
-    if !inserts.is_empty()
-        && let Err(error) = businesses.insert_many(inserts).ordered(false).run()
-        && !error::is_duplicate_only(&error)
-    {
-        return Err(error);
+    if !inserts.is_empty() {
+        match businesses.insert_many(inserts).ordered(false).run() {
+            Err(error) if !error::is_duplicate_only(&error) => return Err(error),
+            Ok(_) | Err(_) => is_begun.store(true, Relaxed),
+        }
     }
     for change in changes {
         if let Change::Set(id, changed) = change {
             businesses.update_one(doc! { "_id": id }, doc! { "$set": changed }).run()?;
+            is_begun.store(true, Relaxed);
         }
     }
     Ok(())
@@ -160,7 +179,8 @@ pub fn remove(calls: &Calls, sub_domain: &str) -> std::result::Result<bool, Stor
     let name = sub_domain.to_owned();
     let found = calls
         .read(move |database| find(&database.collection(super::COLLECTION), doc! { "subDomain": &name }))?;
-    let ids: Vec<Bson> = found.iter().filter_map(|document| document.get("_id").cloned()).collect();
+    found.iter().try_for_each(refuse_broken_id)?;
+    let ids: Vec<Bson> = found.iter().filter_map(|one| one.document.get("_id").cloned()).collect();
     if ids.is_empty() {
         return Ok(false);
     }
@@ -177,7 +197,7 @@ pub fn remove(calls: &Calls, sub_domain: &str) -> std::result::Result<bool, Stor
 /// that program's.
 pub fn swap_tokens(calls: &Calls, swaps: Vec<Swap>) -> std::result::Result<usize, StoreError> {
     let mut swapped = 0;
-    for step in swaps.chunks(STEP) {
+    for step in swaps.chunks(SWAPS_STEP) {
         let step = step.to_vec();
         swapped += calls.write(move |database| {
             let businesses = safely_written(database);

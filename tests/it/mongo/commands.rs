@@ -5,12 +5,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
+use whatsapp_webhook::directory::tokens::Keys;
+use whatsapp_webhook::secret::Secret;
 
 use super::ferretdb::Ferretdb;
 use super::original::Original;
 use super::peer::{Peer, Reaction};
 use super::proxy::{Mode, Proxy};
-use super::{run, world};
+use super::{directory, run, world};
 use crate::harness::{self, ENCRYPTION_SECRET, SOON, message, now, until};
 
 fn over(uri: &str, folder: &tempfile::TempDir) -> HashMap<String, String> {
@@ -61,6 +63,35 @@ fn a_directory_moves_both_ways_and_its_tokens_still_decrypt() {
     // the same once more changes nothing, fields of others included
     let (code, _, _) = run(&mongo, &["business", "import"], &lines);
     assert_eq!((code, original.dump()), (0, before));
+}
+
+#[test]
+fn whatever_is_answered_for_moves_both_ways() {
+    let (first, second) = (Ferretdb::start(), Ferretdb::start());
+    let original = Original::new(&first.uri());
+    let names = ["default", "café shop", "a:b", " 日本 ", &*"x".repeat(300)];
+    let documents: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| json!({"subDomain": name, "name": "", "whatsappPhoneNumberIds": [format!("n {n}"), ""], "token": format!("t{n}")}))
+        .collect();
+    original.write(&documents);
+    let (here, there) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (mongo, embedded) = (over(&first.uri(), &here), harness::settings(there.path(), &[]));
+    let (code, lines, said) = run(&mongo, &["business", "export"], "");
+    assert_eq!((code, lines.lines().count()), (0, 5), "{said}");
+    let (code, _, said) = run(&embedded, &["business", "import"], &lines);
+    assert_eq!(code, 0, "{said}");
+    let (_, lines, _) = run(&embedded, &["business", "export"], "");
+    let (code, _, said) = run(&over(&second.uri(), &here), &["business", "import"], &lines);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(Original::new(&second.uri()).tokens(), original.tokens());
+
+    original.write(&[json!({"subDomain": "a\nb", "whatsappPhoneNumberIds": ["7"], "token": "t", "_id": {"$oid": "65f000000000000000000001"}})]);
+    let (code, lines, said) = run(&mongo, &["business", "export"], "");
+    assert_eq!((code, lines.lines().count()), (1, 5), "what can't be imported is not written: {said}");
+    assert!(said.contains("65f000000000000000000001: subDomain") && !said.contains("a\nb"), "{said}");
+    assert_eq!(run(&embedded, &["business", "import"], &lines).0, 0);
 }
 
 #[test]
@@ -165,6 +196,33 @@ fn a_rotation_counts_stops_goes_on_and_leaves_nothing_for_the_old_secret() {
     assert!(code == 0 && text.contains(&format!("{left} tokens rotated, {done} encrypted")), "{text}{said}");
     assert_eq!((opened(&old), opened(&new)), (0, 60));
     assert!((0..60).all(|n| new.tokens()[&format!("biz{n}")].as_deref() == Some(&*format!("token-{n}"))));
+
+    // what can't be read can't be rotated: that is no success
+    old.write(&[json!({"subDomain": "long", "whatsappPhoneNumberIds": ["8"], "token": "x",
+                       "whatsappRefreshToken": "ab".repeat(10_000)})]);
+    let (code, text, said) = run(&settings, &["key", "rotate"], "");
+    assert!(code == 1 && said.contains("whatsappRefreshToken has 20000 bytes"), "{text}{said}");
+}
+
+#[test]
+fn a_rotation_names_the_token_that_it_passes_over_and_a_long_refresh_token_is_none_of_them() {
+    let database = Ferretdb::start();
+    let old = Original::new(&database.uri());
+    let stored = Keys::new(Some(&Secret::new(ENCRYPTION_SECRET)), None)
+        .encrypt(&Secret::new("r".repeat(3000)))
+        .expect("a key");
+    old.write(&[
+        json!({"subDomain": "long", "whatsappPhoneNumberIds": ["1"], "token": "t1", "whatsappRefreshToken": stored.reveal()}),
+        json!({"subDomain": "huge", "whatsappPhoneNumberIds": ["2"], "token": "t2", "whatsappRefreshToken": stored.reveal().repeat(3)}),
+    ]);
+    assert!(directory(&database.uri()).by_number("1").is_ok(), "its refresh token is not used");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut settings = over(&database.uri(), &folder);
+    settings.insert("ENCRYPTION_SECRET".to_owned(), "a new secret".to_owned());
+    settings.insert("ENCRYPTION_SECRET_OLD".to_owned(), ENCRYPTION_SECRET.to_owned());
+    let (code, text, said) = run(&settings, &["key", "rotate"], "");
+    assert!(code == 1 && text.contains("3 tokens rotated") && text.contains("1 unreadable"), "{text}{said}");
+    assert!(said.contains("whatsappRefreshToken has") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

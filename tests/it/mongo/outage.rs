@@ -1,12 +1,19 @@
 //! MongoDB frozen, killed, not there at the start: no webhook fails, who is known is answered, the others are as soon
 //! as it is back.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use whatsapp_webhook::failure::Verdict;
 
+use super::failover::business;
 use super::ferretdb::Ferretdb;
 use super::original::Original;
+use super::peer::{Peer, Reaction};
 use super::proxy::{Mode, Proxy};
 use super::{World, directory, world};
 use crate::harness::{SOON, message, now, until};
@@ -122,4 +129,94 @@ fn a_frozen_server_holds_nobody_beyond_the_deadline() {
     assert!(matches!(failure.verdict, Verdict::Retry { .. }), "{failure:?}");
     proxy.set(Mode::Pass);
     until("it is found again", SOON, || directory.by_number(&FIRST.to_string()).is_ok());
+}
+
+#[test]
+fn while_it_is_frozen_and_hundreds_wait_who_is_known_is_answered_at_once_and_all_are_soon_after() {
+    const WAITING: u64 = 700;
+    let database = Ferretdb::start();
+    // a few businesses with many numbers each: this server reads all documents for every number
+    let numbers: Vec<String> = (0..=WAITING).map(|n| (FIRST + n).to_string()).collect();
+    let businesses = numbers.chunks(50).enumerate();
+    let documents: Vec<_> = businesses
+        .map(|(n, of)| json!({"subDomain": format!("biz{n}"), "whatsappPhoneNumberIds": of, "token": "same"}))
+        .collect();
+    Original::new(&database.uri()).write(&documents);
+    let numbers: Vec<(&str, &str)> = numbers.iter().map(|n| (n.as_str(), "same")).collect();
+    let world = world(&database.uri(), &numbers, &[("WARMUP_CACHE", "false")]);
+    post(&world, 0, "0");
+    assert!(world.meta.wait_sent(1, SOON));
+    database.freeze();
+    // two messages each, of two customers
+    for n in 1..=WAITING {
+        post(&world, n, &format!("1000{n}"));
+        post(&world, n, &format!("2000{n}"));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let mut known = 1;
+    for n in 0..12 {
+        let asked = Instant::now();
+        post(&world, 0, &format!("3000{n}"));
+        known += 1;
+        until("who is known is answered", Duration::from_secs(1), || world.meta.sent_count() == known);
+        std::thread::sleep(Duration::from_secs(1).saturating_sub(asked.elapsed()));
+    }
+    assert_eq!(world.errors("what is known is served"), 1, "{}", world.service.log());
+    database.thaw();
+    let thawed = Instant::now();
+    let all = known + 2 * WAITING;
+    assert!(world.meta.wait_sent(all, SOON), "{} of {all}", world.meta.sent_count());
+    eprintln!("all of {WAITING} numbers answered {:?} after the thaw", thawed.elapsed());
+    until("nothing is pending", SOON, || world.service.is_idle());
+    assert_eq!((world.meta.sent_count(), world.meta.doubled()), (all, 0));
+    assert!(world.meta.violations().is_empty(), "{:?}", world.meta.violations());
+    assert_eq!(world.told("business store: it answers"), 2, "{}", world.service.log());
+}
+
+/// An agent that fails each time: how often it was asked.
+fn failing_agent() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("bound"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 16 << 10];
+            if stream.read(&mut request).is_ok_and(|n| n > 0) {
+                count.fetch_add(1, SeqCst);
+                let head = "HTTP/1.1 500 Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(head.as_bytes());
+            }
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn an_outage_takes_none_of_the_agents_attempts() {
+    let peer = Peer::start();
+    peer.always("find", Reaction::Error(13, "Unauthorized", &[]));
+    let (url, asked) = failing_agent();
+    let extra = [
+        ("AGENT", "http"),
+        ("AGENT_URL", &*url),
+        ("AGENT_ATTEMPTS", "3"),
+        ("AGENT_FALLBACK_TEXT", "later"),
+        ("WARMUP_CACHE", "false"),
+    ];
+    let world = world(&peer.uri(), &[("5000", "token-0")], &extra);
+    post(&world, 0, "100");
+    until("tried four times", 2 * SOON, || {
+        let (_, text) = world.service.get("/metrics/prometheus");
+        let retried = r#"turns_total{outcome="retried"}"#;
+        let line = text.lines().find(|line| line.contains(retried));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).is_some_and(|n| n >= 4)
+    });
+    assert_eq!(asked.load(SeqCst), 0);
+    let mut business = business(5000);
+    business.insert("whatsappAccessToken", "token-0");
+    peer.put(business);
+    peer.heal();
+    world.settles_with(&["later"]);
+    assert_eq!(asked.load(SeqCst), 3);
 }

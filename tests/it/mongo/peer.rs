@@ -1,7 +1,7 @@
 //! A scripted replica set, of one member or of two: holds documents, answers the few commands that the directory uses,
 //! elects, and on demand says what a real one says in trouble.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -33,6 +33,8 @@ struct State {
     /// Writes that each member did.
     writes: HashMap<SocketAddr, usize>,
     documents: Vec<Document>,
+    /// By the command's name: what comes next, before the script; `None` is the right answer.
+    next: HashMap<&'static str, VecDeque<Option<Reaction>>>,
     /// By the command's name: how many times more, and what.
     script: HashMap<&'static str, (usize, Reaction)>,
     commands: HashMap<String, usize>,
@@ -113,6 +115,11 @@ impl Peer {
         self.state.lock().script.insert(command, (times, reaction));
     }
 
+    /// One after the other; `None` is the right answer, which also comes after them.
+    pub fn play(&self, command: &'static str, reactions: &[Option<Reaction>]) {
+        self.state.lock().next.insert(command, reactions.iter().copied().collect());
+    }
+
     pub fn always(&self, command: &'static str, reaction: Reaction) {
         self.next(command, usize::MAX, reaction);
     }
@@ -156,9 +163,15 @@ impl State {
     fn react(&mut self, command: &Document, own: SocketAddr) -> Option<Document> {
         let name = wire::name(command).to_owned();
         *self.commands.entry(name.clone()).or_default() += 1;
-        if let Some((times, reaction)) = self.script.get_mut(&*name).filter(|(times, _)| *times > 0) {
-            *times -= 1;
-            return match *reaction {
+        let scripted = match self.next.get_mut(&*name).and_then(VecDeque::pop_front) {
+            Some(next) => next,
+            None => self.script.get_mut(&*name).filter(|(times, _)| *times > 0).map(|(times, reaction)| {
+                *times -= 1;
+                *reaction
+            }),
+        };
+        if let Some(reaction) = scripted {
+            return match reaction {
                 Reaction::Close => None,
                 Reaction::Error(code, name, labels) => {
                     let labels: Vec<Bson> = labels.iter().map(|label| Bson::from(*label)).collect();

@@ -76,9 +76,15 @@ pub fn name(command: &Document) -> &str {
     command.keys().next().map_or("", String::as_str)
 }
 
+/// In a text of an answer: goes out as three bytes that are not UTF-8.
+pub const BROKEN: &str = "\u{fdd0}";
+
 /// The bytes of an answer.
 pub fn answer(to: i32, document: &Document) -> Vec<u8> {
-    let body = document.to_vec().expect("a document");
+    let mut body = document.to_vec().expect("a document");
+    while let Some(at) = body.windows(BROKEN.len()).position(|part| part == BROKEN.as_bytes()) {
+        body[at..at + BROKEN.len()].fill(0xff);
+    }
     let length = (HEADER + 5 + body.len()) as i32;
     let mut bytes = Vec::with_capacity(length as usize);
     for int in [length, to, to, OP_MSG, 0] {
