@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use clap::{Args, Subcommand};
 
 use crate::directory::judge::FALLBACK_SUB_DOMAIN;
-use crate::directory::store::{Record, Store, all};
+use crate::directory::store::{NUMBERS_MAX, Record, Store, all};
 use crate::directory::tokens::{self, Form, Keys, TOKEN_MAX, Unreadable};
 use crate::secret::Secret;
 use crate::{config, directory};
@@ -23,8 +23,6 @@ const SUB_DOMAIN_MAX: usize = 63;
 const NAME_MAX: usize = 200;
 /// The longest phone_number_id or WABA id, in digits; Meta's have about 15.
 const ID_MAX: usize = 32;
-/// Numbers of one business.
-const NUMBERS_MAX: usize = 1_000;
 /// What is read of standard input for a token, in bytes.
 const TOKEN_INPUT_MAX: u64 = 64 << 10;
 

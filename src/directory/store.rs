@@ -6,6 +6,11 @@
 
 use crate::secret::Secret;
 
+/// The longest text of a business's field, in bytes; tokens aside.
+pub const TEXT_MAX: usize = 4096;
+/// Numbers of one business.
+pub const NUMBERS_MAX: usize = 1_000;
+
 /// One business as the store keeps it. The names in quotes are the document's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

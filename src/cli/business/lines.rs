@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use super::{printable, shortened};
 use crate::directory::document::{self, LINE_MAX};
 use crate::directory::lookup::ID_MAX;
-use crate::directory::store::{Record, Store, StoreError, all};
+use crate::directory::store::{NUMBERS_MAX, Record, Store, StoreError, TEXT_MAX, all};
 
 /// Businesses that one import takes: it is one transaction, during which the service can't commit.
 const IMPORT_MAX: usize = 10_000;
@@ -14,10 +14,6 @@ const IMPORT_MAX: usize = 10_000;
 const BOM: char = '\u{feff}';
 /// Faults that one import names.
 const FAULTS_MAX: usize = 100;
-
-/// The longest text and the most numbers that a document may have.
-const TEXT_MAX: usize = 4096;
-const NUMBERS_MAX: usize = 1_000;
 
 /// What [`import`] would refuse in the record. Whatever is answered for can be imported: others choose their names as
 /// they like, where `business add` is strict.

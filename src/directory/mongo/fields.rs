@@ -7,16 +7,12 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
 use super::found::Found;
-use crate::directory::store::Record;
+use crate::directory::store::{NUMBERS_MAX, Record, TEXT_MAX};
 use crate::secret::Secret;
 
-/// The longest text of a field, in bytes.
-pub const TEXT_MAX: usize = 4096;
 /// The longest stored token, in bytes. An access token of 400 characters takes about 1,300; refresh tokens, which nobody
 /// here uses, are longer.
 pub const TOKEN_TEXT_MAX: usize = 16 << 10;
-/// Numbers of one business.
-pub const NUMBERS_MAX: usize = 1_000;
 
 const PACKED: &str = "bson:";
 /// Characters of an `_id` that a message shows.
