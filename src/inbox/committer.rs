@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::bulk::Bulk;
 use super::counters::Counters;
 use super::deferred::Deferred;
 use super::embedded::Tuning;
 use super::flights::Flights;
 use super::promise::Keeper;
-use super::queue::{Append, Order, Queue, Waiter};
+use super::queue::{self, Append, Order, Queue, Waiter};
 use super::retention::Retention;
 use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
 use super::waker::Waker;
@@ -33,10 +34,13 @@ use crate::{clock, store};
 /// How long a transaction that nobody waits for stays open.
 pub const OPEN_MAX: Duration = Duration::from_millis(200);
 /// A group of this many bodies is load: commits are [`Tuning::pace`] apart.
-const PACED_GROUP_MIN: usize = 8;
+pub const PACED_GROUP_MIN: usize = 8;
 /// A group of this many bodies is full load: twice as far. Who waits then waits for a core and not for the commit, and
 /// half the commits cost half.
 const FULL_GROUP_MIN: usize = 48;
+/// Bodies of one commit, in bytes, unless the first one alone has more: who waits for a small body does not wait for all
+/// the large ones that came with it, and a row can be read without walking through much else.
+const GROUP_BYTES_MAX: usize = 4 << 20;
 /// How long an idle committer sleeps between its chores.
 const IDLE: Duration = Duration::from_millis(500);
 /// Chores come this often under load too, and this often while retention has something to remove.
@@ -53,6 +57,8 @@ pub struct Shared {
     pub feed: Mutex<Option<Arc<dyn Feed>>>,
     /// The bodies of the commit under way, for the look-out for late ones.
     pub in_commit: Mutex<Vec<Append>>,
+    /// Those that came with them and are for the next commit.
+    pub behind: Mutex<Vec<Append>>,
     /// Called once, from the committer, when a commit failed.
     pub on_poison: Box<dyn Fn(String) + Send + Sync>,
 }
@@ -80,9 +86,10 @@ pub struct Committer {
     /// A transaction is open since then.
     open_since: Option<Duration>,
     last_commit_at: Duration,
-    last_group: usize,
+    pub(super) last_group: usize,
     bounds: Vec<u8>,
     pub(super) deferred: Deferred,
+    pub(super) bulk: Bulk,
     waiters: Vec<Arc<Waiter>>,
     last_chores: Duration,
     data_version: i64,
@@ -132,6 +139,7 @@ impl Committer {
             last_group: 0,
             bounds: Vec::new(),
             deferred: Deferred::default(),
+            bulk: Bulk::default(),
             waiters: Vec::new(),
             last_chores: Duration::ZERO,
             data_version: 0,
@@ -198,15 +206,22 @@ impl Committer {
             self.counters.passes.fetch_add(1, Relaxed);
             let open_until = self.open_since.map(|since| since + OPEN_MAX);
             let until = open_until.into_iter().chain(self.deferred.due_at()).min();
-            let patience = until.map_or(IDLE, |until| until.saturating_sub(clock::monotonic()));
+            let patience = match until {
+                _ if !self.bulk.is_empty() => Duration::ZERO,
+                Some(until) => until.saturating_sub(clock::monotonic()),
+                None => IDLE,
+            };
             if self.last_group >= PACED_GROUP_MIN {
                 let pace = if self.last_group >= FULL_GROUP_MIN { 2 * self.pace } else { self.pace };
                 clock::sleep((self.last_commit_at + pace).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);
             self.pass(group)?;
+            while self.next_of_group(group) {
+                self.pass(group)?;
+            }
             if let Some(keeper) = group.close.take() {
-                self.derive_deferred()?;
+                self.derive_all()?;
                 self.end()?;
                 self.tables.checkpoint();
                 keeper.keep(());
@@ -215,14 +230,20 @@ impl Committer {
         }
     }
 
+    fn next_of_group(&self, group: &mut Group) -> bool {
+        let mut behind = self.shared.behind.lock();
+        std::mem::swap(&mut *behind, &mut group.appends);
+        !group.appends.is_empty()
+    }
+
     fn pass(&mut self, group: &mut Group) -> rusqlite::Result<()> {
         if group.appends.is_empty() && group.orders.is_empty() {
             return self.idle_pass();
         }
         let every = if self.retention.is_busy() { SWEEPS_EVERY } else { CHORES_EVERY };
         let is_chores_time = clock::monotonic() >= self.last_chores + every;
-        if is_chores_time || group.orders.iter().any(|order| matches!(order, Order::Flush(_))) {
-            self.derive_deferred()?;
+        if group.orders.iter().any(|order| matches!(order, Order::Flush(_))) {
+            self.derive_all()?;
         }
         if is_chores_time {
             self.end()?;
@@ -249,12 +270,9 @@ impl Committer {
         if waited_for {
             self.end()?;
             self.tell(group, stored, received_ms);
-            self.tables.checkpoint_if_due();
+            self.tables.checkpoint_if_due(self.last_group < PACED_GROUP_MIN);
         }
-        let now = clock::monotonic();
-        if self.deferred.is_due(now, self.last_group < PACED_GROUP_MIN) {
-            self.derive_deferred()?;
-        }
+        self.derive_if_due()?;
         self.end_if_due()
     }
 
@@ -262,18 +280,17 @@ impl Committer {
     fn idle_pass(&mut self) -> rusqlite::Result<()> {
         self.last_group = 0;
         let was_open = self.open_since.is_some();
-        if self.deferred.is_due(clock::monotonic(), true) {
-            let is_fresh = self.derive_deferred()?;
+        if let Some(is_fresh) = self.derive_if_due()? {
             // what follows from fresh items is to join the transaction; nothing follows from others
-            if !is_fresh && !was_open {
+            if self.bulk.is_empty() && !is_fresh && !was_open {
                 self.end()?;
             }
         }
         self.end_if_due()?;
-        if self.open_since.is_some() || !self.deferred.is_empty() {
+        if self.open_since.is_some() || !self.deferred.is_empty() || !self.bulk.is_empty() {
             return Ok(());
         }
-        self.tables.checkpoint_if_due();
+        self.tables.checkpoint_if_due(true);
         self.chores()
     }
 
@@ -299,29 +316,7 @@ impl Committer {
         self.waker.wake(&mut self.waiters);
     }
 
-    /// Puts the items that wait into their table, and offers the new answerable ones; whether there were any.
-    fn derive_deferred(&mut self) -> rusqlite::Result<bool> {
-        if self.deferred.is_empty() {
-            return Ok(false);
-        }
-        self.step_aside()?;
-        self.ensure_open()?;
-        let mut deferred = std::mem::take(&mut self.deferred);
-        let mut fresh = Vec::new();
-        self.derive(&deferred, &mut fresh)?;
-        deferred.clear();
-        self.deferred = deferred;
-        let feed = self.shared.feed.lock().clone();
-        let is_fresh = !fresh.is_empty();
-        if let Some(feed) = feed
-            && is_fresh
-        {
-            feed.offer(fresh);
-        }
-        Ok(is_fresh)
-    }
-
-    /// One row for all of them: its number, and where its bytes begin among the deferred ones. Until the commit is done
+    /// One row for all of them, or for the first ones if they are too many bytes: its number, and where its bytes begin among the deferred ones. Until the commit is done
     /// they are where the look-out for late ones finds them.
     fn store_bodies(
         &mut self,
@@ -330,6 +325,10 @@ impl Committer {
     ) -> rusqlite::Result<Option<(u64, usize)>> {
         if appends.is_empty() {
             return Ok(None);
+        }
+        let rest = appends.split_off(queue::first_of(appends, GROUP_BYTES_MAX));
+        if !rest.is_empty() {
+            *self.shared.behind.lock() = rest;
         }
         self.bounds.clear();
         for append in &*appends {
@@ -343,7 +342,7 @@ impl Committer {
         Ok(Some((commit, start)))
     }
 
-    fn ensure_open(&mut self) -> rusqlite::Result<()> {
+    pub(super) fn ensure_open(&mut self) -> rusqlite::Result<()> {
         if self.open_since.is_some() {
             return Ok(());
         }
@@ -376,7 +375,7 @@ impl Committer {
     }
 
     /// Leaves the write lock to a guest that asked for it.
-    fn step_aside(&mut self) -> rusqlite::Result<()> {
+    pub(super) fn step_aside(&mut self) -> rusqlite::Result<()> {
         if !self.gate.is_wanted() {
             return Ok(());
         }

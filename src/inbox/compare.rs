@@ -43,9 +43,6 @@ impl Compare {
         item: &Item,
         place: Place,
     ) -> rusqlite::Result<bool> {
-        if (place.commit, place.body, place.path) == (body.commit, body.nth, item.path) {
-            return Ok(true);
-        }
         let Some(kind) = place.kind.filter(|kind| *kind == item.kind) else { return Ok(false) };
         let Some(stored) = self.stored(tables, place)? else { return Ok(true) };
         if place.path == item.path && stored.equals(nth, body.bytes) {

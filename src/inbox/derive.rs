@@ -1,19 +1,20 @@
 //! From bodies to items: which are new, what statuses prove, and what goes to the dispatcher.
 //!
-//! Runs in the transaction after the one that stored the bodies. A key that is there already is a duplicate, once the
+//! Runs in transactions after the one that stored the bodies. A key that is there already is a duplicate, once the
 //! texts of the keys are compared: two keys of one hash get two rows (the second one's key is counted up).
 
 use std::sync::{Arc, LazyLock};
 
 use memchr::memmem::Finder;
 
-use super::committer::Committer;
+use super::bulk::Bulk;
+use super::committer::{Committer, PACED_GROUP_MIN};
 use super::compare::Compare;
 use super::deferred::Deferred;
 use super::insert::Insert;
 use super::tables::{self, ReplyKey};
 use super::{Evidence, Position, ReplyState, State, StatusSaid, Work};
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::event::{Item, ItemId, Kind, Path};
 use crate::failure::Reason;
 
@@ -31,41 +32,83 @@ pub struct Body<'a> {
 }
 
 impl Committer {
-    /// Inserts items of whole commits, sorted by key so that the index grows page by page; pushes new answerable ones to
-    /// `fresh` in order of arrival.
-    pub fn derive(&mut self, deferred: &Deferred, fresh: &mut Vec<Work>) -> rusqlite::Result<()> {
-        let mut order: Vec<(ItemId, u32, u32)> = Vec::with_capacity(deferred.len());
-        for (b, body) in deferred.bodies().enumerate() {
-            let of_body = body.items.iter().enumerate();
-            order.extend(of_body.map(|(i, item)| (id_of(item), b as u32, i as u32)));
+    /// Puts the next of the items that wait into their table, if it is time; whether new answerable ones were offered.
+    pub fn derive_if_due(&mut self) -> rusqlite::Result<Option<bool>> {
+        if self.bulk.is_empty() {
+            if !self.deferred.is_due(clock::monotonic(), self.last_group < PACED_GROUP_MIN) {
+                return Ok(None);
+            }
+            self.bulk.take(&mut self.deferred);
         }
-        order.sort_unstable();
-        let mut new: Vec<(u32, u32, ItemId)> = Vec::new();
-        let connection = self.tables.connection();
-        let mut insert = Insert(connection.prepare_cached(Insert::SQL)?);
-        let mut statuses = Vec::new();
-        let mut compare = Compare::default();
-        for (id, b, i) in order {
-            let body = deferred.body(b);
-            let item = &body.items[i as usize];
-            match self.insert(&mut insert, &mut compare, (b, &body), item, id)? {
-                Some(id) if item.kind.is_answered() => new.push((b, i, id)),
-                Some(_) if item.kind == Kind::Status && item.conversation != 0 => statuses.push((b, i)),
+        self.step_aside()?;
+        self.derive_next(self.bulk.slice()).map(Some)
+    }
+
+    /// The same for all that waits.
+    pub fn derive_all(&mut self) -> rusqlite::Result<()> {
+        while !self.bulk.is_empty() || !self.deferred.is_empty() {
+            if self.bulk.is_empty() {
+                self.bulk.take(&mut self.deferred);
+            }
+            self.step_aside()?;
+            self.derive_next(usize::MAX)?;
+        }
+        Ok(())
+    }
+
+    fn derive_next(&mut self, count: usize) -> rusqlite::Result<bool> {
+        self.ensure_open()?;
+        let mut bulk = std::mem::take(&mut self.bulk);
+        let is_done = self.derive_some(&mut bulk, count)?;
+        let fresh = if is_done { self.derived(&mut bulk)? } else { Vec::new() };
+        if is_done {
+            bulk.clear();
+        }
+        self.bulk = bulk;
+        let feed = self.shared.feed.lock().clone();
+        let is_fresh = !fresh.is_empty();
+        if let Some(feed) = feed
+            && is_fresh
+        {
+            feed.offer(fresh);
+        }
+        Ok(is_fresh)
+    }
+
+    /// Inserts the next items of `bulk`, about so many; whether that were the last ones.
+    fn derive_some(&mut self, bulk: &mut Bulk, count: usize) -> rusqlite::Result<bool> {
+        let Bulk { deferred, order, at, new, statuses, compare } = bulk;
+        let end = order.len().min(at.saturating_add(count));
+        let already = new.len();
+        let mut insert = Insert(self.tables.connection().prepare_cached(Insert::SQL)?);
+        for (id, b, i) in &order[*at..end] {
+            let body = deferred.body(*b);
+            let item = &body.items[*i as usize];
+            match self.insert(&mut insert, compare, (*b, &body), item, *id)? {
+                Some(id) if item.kind.is_answered() => new.push((*b, *i, id)),
+                Some(_) if item.kind == Kind::Status && item.conversation != 0 => statuses.push((*b, *i)),
                 Some(_) => {}
                 None => super::DUPLICATES.inc(),
             }
         }
         drop(insert);
-        drop(compare);
+        *at = end;
+        self.counters.add_pending((new.len() - already) as u64);
+        Ok(end == order.len())
+    }
+
+    /// What follows once all items of `bulk` are in their table: what its statuses prove, and the new answerable items in
+    /// order of arrival.
+    fn derived(&mut self, bulk: &mut Bulk) -> rusqlite::Result<Vec<Work>> {
+        let Bulk { deferred, new, statuses, .. } = bulk;
         statuses.sort_unstable();
         for of_body in statuses.chunk_by(|a: &(u32, u32), b| a.0 == b.0) {
             self.statuses(&deferred.body(of_body[0].0), of_body)?;
         }
         new.sort_unstable();
-        self.counters.add_pending(new.len() as u64);
-        fresh.reserve(new.len());
+        let mut fresh = Vec::with_capacity(new.len());
         let mut shared: Option<(u32, Arc<[u8]>)> = None;
-        for (b, i, id) in new {
+        for (b, i, id) in new.drain(..) {
             let body = deferred.body(b);
             let item = &body.items[i as usize];
             let bytes = match &shared {
@@ -86,7 +129,7 @@ impl Committer {
         if let Some(last) = deferred.bodies().last() {
             self.tables.set_derived(last.commit)?;
         }
-        Ok(())
+        Ok(fresh)
     }
 
     /// The id under which it was inserted; `None` for a duplicate.
@@ -105,6 +148,10 @@ impl Committer {
                 return Ok(Some(id));
             }
             let Some(place) = self.tables.place(id)? else { return Ok(None) };
+            if place.is(body.commit, body.nth, item.path) {
+                // the last process had inserted it, and had not come to what follows
+                return Ok(Some(id));
+            }
             if compare.is_same(&self.tables, &self.parser, (nth, body), item, place)? {
                 return Ok(None);
             }
@@ -198,12 +245,11 @@ impl Committer {
             (self.parser.items)(&blob[start.min(end)..end], &mut items);
             deferred.place(commit, nth, app, at as u64, start.min(end)..end, &items);
         }
-        self.derive(&deferred, &mut Vec::new())
+        let mut bulk = Bulk::default();
+        bulk.take(&mut deferred);
+        self.derive_some(&mut bulk, usize::MAX)?;
+        self.derived(&mut bulk).map(drop)
     }
-}
-
-fn id_of(item: &Item) -> ItemId {
-    ItemId { timestamp: item.timestamp, key: item.key }
 }
 
 /// Cheap: whether it pays to read the statuses of a body that names a reply which is not in flight.

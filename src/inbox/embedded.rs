@@ -80,6 +80,7 @@ impl Embedded {
             counters: Arc::new(Counters::default()),
             feed: Mutex::new(None),
             in_commit: Mutex::default(),
+            behind: Mutex::default(),
             on_poison: Box::new(on_poison),
         });
         let committer = Committer::open(data_dir, retention, tuning, parser, Arc::clone(&shared))?;
@@ -110,9 +111,9 @@ impl Embedded {
                 let Some(inbox) = inbox.upgrade() else { return };
                 let since = clock::monotonic().saturating_sub(ACK_MAX);
                 let mut late = inbox.shared.queue.late(since);
-                let in_commit = inbox.shared.in_commit.lock();
-                late.extend(in_commit.iter().filter(|a| a.at < since).filter_map(Append::handle));
-                drop(in_commit);
+                for list in [&inbox.shared.in_commit, &inbox.shared.behind] {
+                    late.extend(list.lock().iter().filter(|a| a.at < since).filter_map(Append::handle));
+                }
                 let refused = late.iter().filter(|handle| handle.refuse(Refusal::Late)).count();
                 super::LATE.add(refused as u64);
                 if round % OLDEST_EVERY == 0

@@ -16,6 +16,7 @@
 //! cache, 8,000 items at a time, bodies copied to a shared buffer by the worker (and 17 MiB more), other congestion
 //! control than BBR.
 
+mod bulk;
 mod committer;
 mod compare;
 mod counters;

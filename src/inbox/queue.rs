@@ -68,6 +68,16 @@ impl Drop for Append {
     }
 }
 
+/// How many of them have so many bytes together at most; at least one.
+pub fn first_of(appends: &[Append], bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |append: &&Append| {
+        bytes += append.body.len();
+        bytes <= bytes_max
+    };
+    appends.iter().take_while(fits).count().max(1)
+}
+
 /// Ends a wait from outside the committer.
 pub struct Handle {
     waiter: Arc<Waiter>,

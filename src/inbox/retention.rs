@@ -65,7 +65,7 @@ fn sweep_items(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize> {
         .execute(params![cutoff as i64 / 1000, newest, CHUNK])
 }
 
-/// Commits older than the cutoff, up to the first that an open item needs.
+/// Commits older than the cutoff, up to the first that an open item needs or whose items are not in their table yet.
 fn sweep_commits(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize> {
     let oldest: Option<(i64, i64)> = tables
         .connection()
@@ -79,13 +79,14 @@ fn sweep_commits(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize>
         .connection()
         .prepare_cached("SELECT min(commit_id) FROM items INDEXED BY items_open WHERE state < 2")?
         .query_row([], |r| r.get(0))?;
+    let end = needed.unwrap_or(i64::MAX).min(tables.derived()? as i64 + 1);
     tables
         .connection()
         .prepare_cached(
             "DELETE FROM commits WHERE id IN
              (SELECT id FROM (SELECT id, received_ms FROM commits ORDER BY id LIMIT ?3) WHERE received_ms < ?1 AND id < ?2)",
         )?
-        .execute(params![cutoff as i64, needed.unwrap_or(i64::MAX), CHUNK / 4])
+        .execute(params![cutoff as i64, end, CHUNK / 4])
 }
 
 fn sweep_turns(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize> {

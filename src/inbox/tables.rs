@@ -51,6 +51,12 @@ pub struct Place {
     pub path: Path,
 }
 
+impl Place {
+    pub fn is(&self, commit: u64, body: u32, path: Path) -> bool {
+        (self.commit, self.body, self.path) == (commit, body, path)
+    }
+}
+
 /// The connection of the committer.
 pub struct Tables {
     connection: Connection,
@@ -65,8 +71,8 @@ impl Tables {
     }
 
     /// See [`Fold::fold_if_due`].
-    pub fn checkpoint_if_due(&mut self) {
-        self.fold.fold_if_due(&self.connection);
+    pub fn checkpoint_if_due(&mut self, is_calm: bool) {
+        self.fold.fold_if_due(&self.connection, is_calm);
     }
 
     pub fn begin(&self) -> rusqlite::Result<()> {

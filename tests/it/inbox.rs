@@ -230,6 +230,88 @@ fn bodies_whose_items_were_not_derived_are_derived_at_the_start() {
     assert_eq!(rest.works.len(), 1);
 }
 
+/// A commit's items go into their table a part at a time; a process may die between two parts.
+#[test]
+fn a_commit_of_which_a_part_was_derived_is_derived_to_its_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reply = {
+        let (inbox, received) = open(folder.path());
+        put(&inbox, "m anna a1 100");
+        let turn = answer(&inbox, &next(&received), &["one"]);
+        let reply = turn.replies[0].id.clone();
+        inbox.sending(&reply, NUMBER).expect("marked");
+        put(&inbox, &format!("m anna a2 100\ns {reply} delivered\nm anna a3 100"));
+        assert_eq!(
+            (text(&next(&received)), text(&next(&received))),
+            ("m anna a2 100".into(), "m anna a3 100".into())
+        );
+        inbox.close().expect("closed");
+        reply
+    };
+    // as it was before the last item of the second commit
+    let connection = store::open(folder.path()).expect("opens");
+    let derived: i64 =
+        connection.query_row("SELECT max(id) FROM commits", [], |r| r.get(0)).expect("counted");
+    let undo = format!(
+        "DELETE FROM items WHERE commit_id = {derived} AND nth = 2;
+         UPDATE meta SET value = {} WHERE name = 'derived_commit';
+         UPDATE replies SET state = 1, wamid = NULL; UPDATE turns SET state = 0;",
+        derived - 1
+    );
+    connection.execute_batch(&undo).expect("undone");
+    drop(connection);
+    let (inbox, _received) = open(folder.path());
+    let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(page.works.iter().map(text).collect::<Vec<_>>(), ["m anna a2 100", "m anna a3 100"]);
+    assert_eq!(inbox.counts().pending, 2);
+    // what the status proves is not lost with the process that had inserted it
+    assert_eq!(inbox.evidence(&reply, Duration::ZERO), Some(Evidence::Sent("wamid.S".to_owned())));
+}
+
+/// More than one part, in one commit and over several; all are offered once, in order of arrival.
+#[test]
+fn thousands_of_items_are_offered_once_and_in_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    let body = |b: usize| {
+        let lines = (0..1500).map(|n| format!("m anna b{b}.{n} {}", 100 + n % 7));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    (0..4).for_each(|b| put(&inbox, &body(b)));
+    put(&inbox, &body(2));
+    for b in 0..4 {
+        for n in 0..1500 {
+            assert_eq!(text(&next(&received)), format!("m anna b{b}.{n} {}", 100 + n % 7));
+        }
+    }
+    nothing_more(&received);
+    assert_eq!(inbox.counts().pending, 6000);
+    let (_, head) = inbox.open_numbers().expect("read");
+    let page = inbox.pending(NUMBER, Position::default(), 10_000).expect("read");
+    assert_eq!((page.works.len(), page.covered.commit), (6000, head.commit));
+}
+
+/// A small body does not wait for all the large ones that came with it.
+#[test]
+fn a_commit_holds_no_more_bytes_than_one_row_should() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    std::thread::scope(|scope| {
+        for n in 0..24 {
+            let inbox = &inbox;
+            scope.spawn(move || put(inbox, &format!("m anna {}{n} 100", "x".repeat(1 << 20))));
+        }
+    });
+    (0..24).for_each(|_| drop(next(&received)));
+    nothing_more(&received);
+    inbox.close().expect("closed");
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let (rows, most): (i64, i64) = connection
+        .query_row("SELECT count(*), max(length(bodies)) FROM commits", [], |r| Ok((r.get(0)?, r.get(1)?)))
+        .expect("read");
+    assert!(rows >= 8 && most <= 4 << 20, "{rows} rows, the largest has {most} bytes");
+}
+
 #[test]
 fn an_answer_goes_through_its_states() {
     let folder = tempfile::tempdir().expect("a folder");

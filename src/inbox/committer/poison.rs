@@ -13,6 +13,7 @@ impl Committer {
         self.tables.rollback();
         // what is dropped before its commit is refused as poisoned
         self.shared.in_commit.lock().clear();
+        self.shared.behind.lock().clear();
         group.appends.clear();
         self.waker.wake(&mut self.waiters);
         group.keepers.clear();
