@@ -316,8 +316,8 @@ impl Committer {
         self.waker.wake(&mut self.waiters);
     }
 
-    /// One row for all of them, or for the first ones if they are too many bytes: its number, and where its bytes begin among the deferred ones. Until the commit is done
-    /// they are where the look-out for late ones finds them.
+    /// One row for all of them, or for the first ones if they are too many bytes: its number, and where its bytes begin
+    /// among the deferred ones. Until the commit is done they are where the look-out for late ones finds them.
     fn store_bodies(
         &mut self,
         appends: &mut Vec<Append>,
