@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use may::coroutine::JoinHandle;
 use parking_lot::Mutex;
+use ring::hmac;
 use whatsapp_webhook::clock;
 
 use crate::client::Client;
-use crate::compose::{Composer, Said};
+use crate::compose::{self, Composer, Said};
 use crate::fairness::Fairness;
 use crate::ledger::Ledger;
 use crate::sys::now_us;
@@ -65,6 +66,7 @@ pub struct Load {
     go: AtomicBool,
     start_us: AtomicU64,
     ready: AtomicU64,
+    key: Arc<hmac::Key>,
 }
 
 /// What is posted.
@@ -126,7 +128,9 @@ impl Counts {
 impl Load {
     /// Nothing runs yet.
     pub fn new(plan: Plan, ledger: Ledger, businesses: u32) -> Self {
+        let key = compose::key(&plan.app_secret);
         Self {
+            key,
             plan,
             ledger,
             acks: Recorder::new(),
@@ -205,7 +209,7 @@ struct User {
 impl User {
     fn new(load: Arc<Load>, id: u32) -> Self {
         let client = Client::new(load.plan.server, ANSWER_TIMEOUT);
-        let composer = Composer::new(&load.plan.app_secret, load.plan.seed);
+        let composer = Composer::new(Arc::clone(&load.key), load.plan.seed);
         let dice =
             (u64::from(id) + 1 + (u64::from(load.plan.seed) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self { load, id, client, composer, dice, posted: 0, cursor: 0, said: Vec::new(), old: Vec::new() }

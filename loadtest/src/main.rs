@@ -6,6 +6,7 @@
 mod args;
 mod client;
 mod compose;
+mod digits;
 mod drive;
 mod fairness;
 mod figures;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use whatsapp_webhook::clock;
 
 use crate::client::Client;
-use crate::compose::{Composer, Said};
+use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
@@ -219,7 +219,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
 fn check(peer: &Peer, seed: u32) -> Result<(), String> {
     let name = table::name(peer.kind());
     let post = |secret: &str| {
-        let mut composer = Composer::new(secret, seed);
+        let mut composer = Composer::new(compose::key(secret), seed);
         let said = [Said { conversation: 0, nth: u32::MAX, business: 0 }];
         let request = composer.statuses(&said, clock::now() / 1000);
         Client::new(peer.address(), Duration::from_secs(5)).post(request).map_err(|e| format!("{name}: {e}"))
