@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use ring::hmac;
 use whatsapp_webhook::clock;
 
-use crate::client::Client;
+use crate::client::{Client, Watchdog};
 use crate::compose::{self, Composer, Said};
 use crate::fairness::Fairness;
 use crate::ledger::Ledger;
@@ -38,6 +38,8 @@ const SLICE: Duration = Duration::from_millis(100);
 const STACK_WORDS: usize = (64 << 10) / size_of::<usize>();
 /// One of so many requests is kept, to be posted again much later as a duplicate.
 const KEEP_ONE_OF: u64 = 16;
+/// How often it is looked whether an answer takes too long.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How often it is looked whether this program itself is late.
 const CANARY_EVERY: Duration = Duration::from_millis(10);
 
@@ -149,15 +151,23 @@ impl Load {
 
     /// Starts the users; they connect and wait for [`Load::go`].
     pub fn start(self: &Arc<Self>) -> std::io::Result<Vec<JoinHandle<()>>> {
-        let user = |id| {
-            let load = Arc::clone(self);
-            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id)
-                .run())
+        let spawn = |run: Box<dyn FnOnce() + Send>| {
+            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), run)
         };
-        let mut users = (0..self.plan.users).map(user).collect::<std::io::Result<Vec<_>>>()?;
+        let users: Vec<_> = (0..self.plan.users).map(|id| User::new(Arc::clone(self), id)).collect();
+        let watches = users.iter().map(|user| Arc::clone(user.client.watch())).collect();
+        let mut dog = Watchdog::new(ANSWER_TIMEOUT, watches);
+        let users = users.into_iter().map(|user| spawn(Box::new(|| user.run())));
+        let mut all = users.collect::<std::io::Result<Vec<_>>>()?;
         let load = Arc::clone(self);
-        users.push(may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || load.canary())?);
-        Ok(users)
+        all.push(spawn(Box::new(move || load.canary()))?);
+        let watch = move || {
+            while dog.look(clock::monotonic()) {
+                clock::sleep(WATCH_EVERY);
+            }
+        };
+        all.push(spawn(Box::new(watch))?);
+        Ok(all)
     }
 
     /// Measures how late a coroutine of this program wakes up.

@@ -16,7 +16,7 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use whatsapp_webhook::clock;
 
-use crate::client::Client;
+use crate::client;
 use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
 use crate::ledger::Ledger;
@@ -222,7 +222,7 @@ fn check(peer: &Peer, seed: u32) -> Result<(), String> {
         let mut composer = Composer::new(compose::key(secret), seed);
         let said = [Said { conversation: 0, nth: u32::MAX, business: 0 }];
         let request = composer.statuses(&said, clock::now() / 1000);
-        Client::new(peer.address(), Duration::from_secs(5)).post(request).map_err(|e| format!("{name}: {e}"))
+        client::post_once(peer.address(), Duration::from_secs(5), request).map_err(|e| format!("{name}: {e}"))
     };
     match post(APP_SECRET)? {
         200 => {}
