@@ -5,7 +5,6 @@
 //! request follows the 200 of the last. In an open loop requests have a time each, and latencies count from it,
 //! so that a server that stalls is charged for all who would have come meanwhile.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use may::coroutine::JoinHandle;
-use parking_lot::Mutex;
 use ring::hmac;
 use whatsapp_webhook::clock;
 
 use crate::client::{Client, Watchdog};
 use crate::compose::{self, Composer, Said};
+use crate::counts::Counts;
 use crate::fairness::Fairness;
 use crate::ledger::Ledger;
 use crate::sys::now_us;
@@ -69,6 +68,8 @@ pub struct Load {
     start_us: AtomicU64,
     ready: AtomicU64,
     key: Arc<hmac::Key>,
+    /// The wall clock when [`now_us`] was 0, in microseconds: one clock to read less for each request.
+    epoch_us: u64,
 }
 
 /// What is posted.
@@ -94,45 +95,14 @@ pub struct Plan {
     pub seed: u32,
 }
 
-/// Counted while the load runs.
-#[derive(Default)]
-pub struct Counts {
-    /// Requests that were begun.
-    pub begun: AtomicU64,
-    /// Requests that got their 200, duplicates included.
-    pub acked: AtomicU64,
-    /// Of them, duplicates.
-    pub duplicates: AtomicU64,
-    /// Answers with another status.
-    pub refused: AtomicU64,
-    /// 503 among them.
-    pub busy: AtomicU64,
-    /// Connections that broke, were refused or timed out.
-    pub broken: AtomicU64,
-    /// Requests that never got a 200.
-    pub given_up: AtomicU64,
-    /// Bytes of all bodies that got their 200.
-    pub bytes: AtomicU64,
-    /// Why a post had no 200, and how often.
-    pub reasons: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Counts {
-    fn because(&self, reason: &str) {
-        let mut reasons = self.reasons.lock();
-        match reasons.get_mut(reason) {
-            Some(count) => *count += 1,
-            None => drop(reasons.insert(reason.to_owned(), 1)),
-        }
-    }
-}
-
 impl Load {
     /// Nothing runs yet.
     pub fn new(plan: Plan, ledger: Ledger, businesses: u32) -> Self {
         let key = compose::key(&plan.app_secret);
         Self {
+            counts: Counts::new(plan.users),
             key,
+            epoch_us: (clock::now() * 1000).saturating_sub(now_us()),
             plan,
             ledger,
             acks: Recorder::new(),
@@ -140,7 +110,6 @@ impl Load {
             lag: Recorder::new(),
             fairness: Fairness::new(businesses),
             answers: Recorder::new(),
-            counts: Counts::default(),
             stop: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
             go: AtomicBool::new(false),
@@ -202,6 +171,14 @@ impl Load {
     }
 }
 
+/// Of a request.
+struct Time {
+    /// When it was due.
+    intended_us: u64,
+    /// When its turn came.
+    begun_us: u64,
+}
+
 struct User {
     load: Arc<Load>,
     id: u32,
@@ -236,9 +213,9 @@ impl User {
             }
             clock::sleep(Duration::from_millis(2));
         }
-        while let Some(intended_us) = self.next_time() {
-            self.compose(intended_us);
-            if !self.deliver(intended_us) {
+        while let Some(time) = self.next_time() {
+            self.compose(&time);
+            if !self.deliver(time) {
                 return;
             }
             if self.load.plan.duplicates > 0 && self.throw() % 100 < self.load.plan.duplicates {
@@ -248,9 +225,10 @@ impl User {
     }
 
     /// Waits for the time of the next request; `None`: the load is over.
-    fn next_time(&self) -> Option<u64> {
+    fn next_time(&self) -> Option<Time> {
         let Some(every) = self.load.plan.every else {
-            return (!self.load.is_stopped()).then(now_us);
+            let now = now_us();
+            return (!self.load.is_stopped()).then_some(Time { intended_us: now, begun_us: now });
         };
         let nth = u64::from(self.id) + self.posted * u64::from(self.load.plan.users);
         let offset_us = (every.as_nanos() * u128::from(nth) / 1000) as u64;
@@ -259,15 +237,16 @@ impl User {
             if self.load.is_stopped() {
                 return None;
             }
-            let left = at_us.saturating_sub(now_us());
+            let now = now_us();
+            let left = at_us.saturating_sub(now);
             if left == 0 {
-                return Some(at_us);
+                return Some(Time { intended_us: at_us, begun_us: now });
             }
             clock::sleep(Duration::from_micros(left).min(SLICE));
         }
     }
 
-    fn compose(&mut self, intended_us: u64) {
+    fn compose(&mut self, time: &Time) {
         let plan = &self.load.plan;
         let own = (plan.conversations - self.id).div_ceil(plan.users);
         self.said.clear();
@@ -277,26 +256,27 @@ impl User {
             let nth = if plan.statuses {
                 (self.posted * u64::from(plan.batch) + u64::from(index)) as u32
             } else {
-                self.load.ledger.sent(conversation, intended_us)
+                self.load.ledger.sent(conversation, time.intended_us)
             };
             let business = self.load.ledger.business(conversation);
             self.said.push(Said { conversation, nth, business });
         }
-        let timestamp = clock::now() / 1000;
+        let timestamp = (self.load.epoch_us + time.begun_us) / 1_000_000;
         if plan.statuses {
             self.composer.statuses(&self.said, timestamp);
         } else {
             self.composer.messages(&self.said, timestamp);
         }
         self.posted += 1;
-        self.load.counts.begun.fetch_add(1, Relaxed);
+        self.load.counts.of(self.id).begin();
     }
 
     /// Posts until there is a 200; false: given up.
-    fn deliver(&mut self, intended_us: u64) -> bool {
+    fn deliver(&mut self, time: Time) -> bool {
         let mut pause = PAUSE_FIRST;
         let mut insist_until = None;
-        let mut written_us = now_us();
+        // composing one takes a microsecond: not worth another look at the clock
+        let mut written_us = if self.said.len() > 1 { now_us() } else { time.begun_us };
         while !post(&mut self.client, self.composer.last(), &self.load.counts) {
             if self.load.is_stopped() {
                 let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
@@ -310,11 +290,10 @@ impl User {
             written_us = now_us();
         }
         let now = now_us();
-        let took_us = now.saturating_sub(intended_us);
+        let took_us = now.saturating_sub(time.intended_us);
         self.load.acks.record(self.id as usize, took_us);
         self.load.service.record(self.id as usize, now.saturating_sub(written_us));
-        self.load.counts.acked.fetch_add(1, Relaxed);
-        self.load.counts.bytes.fetch_add(self.composer.body_len() as u64, Relaxed);
+        self.load.counts.of(self.id).ack(self.composer.body_len());
         for said in &self.said {
             if self.load.plan.statuses {
                 self.load.fairness.record(said.business, took_us);
@@ -334,7 +313,7 @@ impl User {
         let is_old = self.throw().is_multiple_of(2);
         let request = if is_old { &self.old[..] } else { self.composer.last() };
         if post(&mut self.client, request, &self.load.counts) {
-            self.load.counts.acked.fetch_add(1, Relaxed);
+            self.load.counts.of(self.id).ack_duplicate();
             self.load.counts.duplicates.fetch_add(1, Relaxed);
         }
     }

@@ -7,6 +7,7 @@ mod answer;
 mod args;
 mod client;
 mod compose;
+mod counts;
 mod digits;
 mod drive;
 mod fairness;

@@ -193,7 +193,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
     load.go();
     wait(&mut peer, WARM_UP)?;
     drop(load.acks.take_interval());
-    let count = || load.counts.acked.load(Relaxed);
+    let count = || load.counts.acked();
     let (begun, before, cpu_before) = (clock::monotonic(), count(), proc::tree(peer.pid()).cpu);
     wait(&mut peer, Duration::from_secs(args.duration))?;
     let (elapsed, acked) = (clock::monotonic() - begun, count() - before);
