@@ -127,7 +127,9 @@ mod tests {
     #[test]
     fn reasons_are_counted_each() {
         let counts = Counts::new(1);
-        ["reset", "status 503", "reset"].map(|reason| counts.because(reason));
+        for reason in ["reset", "status 503", "reset"] {
+            counts.because(reason);
+        }
         let reasons: Vec<_> = counts.reasons.lock().clone().into_iter().collect();
         assert_eq!(reasons, [("reset".to_owned(), 2), ("status 503".to_owned(), 1)]);
     }
