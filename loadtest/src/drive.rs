@@ -5,7 +5,6 @@
 //! request follows the 200 of the last. In an open loop requests have a time each, and latencies count from it,
 //! so that a server that stalls is charged for all who would have come meanwhile.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,11 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use may::coroutine::JoinHandle;
-use parking_lot::Mutex;
+use ring::hmac;
 use whatsapp_webhook::clock;
 
-use crate::client::Client;
-use crate::compose::{Composer, Said};
+use crate::client::{Client, Watchdog};
+use crate::compose::{self, Composer, Said};
+use crate::counts::Counts;
 use crate::fairness::Fairness;
 use crate::ledger::Ledger;
 use crate::sys::now_us;
@@ -37,6 +37,8 @@ const SLICE: Duration = Duration::from_millis(100);
 const STACK_WORDS: usize = (64 << 10) / size_of::<usize>();
 /// One of so many requests is kept, to be posted again much later as a duplicate.
 const KEEP_ONE_OF: u64 = 16;
+/// How often it is looked whether an answer takes too long.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How often it is looked whether this program itself is late.
 const CANARY_EVERY: Duration = Duration::from_millis(10);
 
@@ -65,6 +67,9 @@ pub struct Load {
     go: AtomicBool,
     start_us: AtomicU64,
     ready: AtomicU64,
+    key: Arc<hmac::Key>,
+    /// The wall clock when [`now_us`] was 0, in microseconds: one clock to read less for each request.
+    epoch_us: u64,
 }
 
 /// What is posted.
@@ -90,43 +95,14 @@ pub struct Plan {
     pub seed: u32,
 }
 
-/// Counted while the load runs.
-#[derive(Default)]
-pub struct Counts {
-    /// Requests that were begun.
-    pub begun: AtomicU64,
-    /// Requests that got their 200, duplicates included.
-    pub acked: AtomicU64,
-    /// Of them, duplicates.
-    pub duplicates: AtomicU64,
-    /// Answers with another status.
-    pub refused: AtomicU64,
-    /// 503 among them.
-    pub busy: AtomicU64,
-    /// Connections that broke, were refused or timed out.
-    pub broken: AtomicU64,
-    /// Requests that never got a 200.
-    pub given_up: AtomicU64,
-    /// Bytes of all bodies that got their 200.
-    pub bytes: AtomicU64,
-    /// Why a post had no 200, and how often.
-    pub reasons: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Counts {
-    fn because(&self, reason: &str) {
-        let mut reasons = self.reasons.lock();
-        match reasons.get_mut(reason) {
-            Some(count) => *count += 1,
-            None => drop(reasons.insert(reason.to_owned(), 1)),
-        }
-    }
-}
-
 impl Load {
     /// Nothing runs yet.
     pub fn new(plan: Plan, ledger: Ledger, businesses: u32) -> Self {
+        let key = compose::key(&plan.app_secret);
         Self {
+            counts: Counts::new(plan.users),
+            key,
+            epoch_us: (clock::now() * 1000).saturating_sub(now_us()),
             plan,
             ledger,
             acks: Recorder::new(),
@@ -134,7 +110,6 @@ impl Load {
             lag: Recorder::new(),
             fairness: Fairness::new(businesses),
             answers: Recorder::new(),
-            counts: Counts::default(),
             stop: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
             go: AtomicBool::new(false),
@@ -145,15 +120,23 @@ impl Load {
 
     /// Starts the users; they connect and wait for [`Load::go`].
     pub fn start(self: &Arc<Self>) -> std::io::Result<Vec<JoinHandle<()>>> {
-        let user = |id| {
-            let load = Arc::clone(self);
-            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || User::new(load, id)
-                .run())
+        let spawn = |run: Box<dyn FnOnce() + Send>| {
+            may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), run)
         };
-        let mut users = (0..self.plan.users).map(user).collect::<std::io::Result<Vec<_>>>()?;
+        let users: Vec<_> = (0..self.plan.users).map(|id| User::new(Arc::clone(self), id)).collect();
+        let watches = users.iter().map(|user| Arc::clone(user.client.watch())).collect();
+        let mut dog = Watchdog::new(ANSWER_TIMEOUT, watches);
+        let users = users.into_iter().map(|user| spawn(Box::new(|| user.run())));
+        let mut all = users.collect::<std::io::Result<Vec<_>>>()?;
         let load = Arc::clone(self);
-        users.push(may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), move || load.canary())?);
-        Ok(users)
+        all.push(spawn(Box::new(move || load.canary()))?);
+        let watch = move || {
+            while dog.look(clock::monotonic()) {
+                clock::sleep(WATCH_EVERY);
+            }
+        };
+        all.push(spawn(Box::new(watch))?);
+        Ok(all)
     }
 
     /// Measures how late a coroutine of this program wakes up.
@@ -188,6 +171,14 @@ impl Load {
     }
 }
 
+/// Of a request.
+struct Time {
+    /// When it was due.
+    intended_us: u64,
+    /// When its turn came.
+    begun_us: u64,
+}
+
 struct User {
     load: Arc<Load>,
     id: u32,
@@ -205,7 +196,7 @@ struct User {
 impl User {
     fn new(load: Arc<Load>, id: u32) -> Self {
         let client = Client::new(load.plan.server, ANSWER_TIMEOUT);
-        let composer = Composer::new(&load.plan.app_secret, load.plan.seed);
+        let composer = Composer::new(Arc::clone(&load.key), load.plan.seed);
         let dice =
             (u64::from(id) + 1 + (u64::from(load.plan.seed) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self { load, id, client, composer, dice, posted: 0, cursor: 0, said: Vec::new(), old: Vec::new() }
@@ -222,9 +213,9 @@ impl User {
             }
             clock::sleep(Duration::from_millis(2));
         }
-        while let Some(intended_us) = self.next_time() {
-            self.compose(intended_us);
-            if !self.deliver(intended_us) {
+        while let Some(time) = self.next_time() {
+            self.compose(&time);
+            if !self.deliver(time) {
                 return;
             }
             if self.load.plan.duplicates > 0 && self.throw() % 100 < self.load.plan.duplicates {
@@ -234,9 +225,10 @@ impl User {
     }
 
     /// Waits for the time of the next request; `None`: the load is over.
-    fn next_time(&self) -> Option<u64> {
+    fn next_time(&self) -> Option<Time> {
         let Some(every) = self.load.plan.every else {
-            return (!self.load.is_stopped()).then(now_us);
+            let now = now_us();
+            return (!self.load.is_stopped()).then_some(Time { intended_us: now, begun_us: now });
         };
         let nth = u64::from(self.id) + self.posted * u64::from(self.load.plan.users);
         let offset_us = (every.as_nanos() * u128::from(nth) / 1000) as u64;
@@ -245,15 +237,16 @@ impl User {
             if self.load.is_stopped() {
                 return None;
             }
-            let left = at_us.saturating_sub(now_us());
+            let now = now_us();
+            let left = at_us.saturating_sub(now);
             if left == 0 {
-                return Some(at_us);
+                return Some(Time { intended_us: at_us, begun_us: now });
             }
             clock::sleep(Duration::from_micros(left).min(SLICE));
         }
     }
 
-    fn compose(&mut self, intended_us: u64) {
+    fn compose(&mut self, time: &Time) {
         let plan = &self.load.plan;
         let own = (plan.conversations - self.id).div_ceil(plan.users);
         self.said.clear();
@@ -263,26 +256,27 @@ impl User {
             let nth = if plan.statuses {
                 (self.posted * u64::from(plan.batch) + u64::from(index)) as u32
             } else {
-                self.load.ledger.sent(conversation, intended_us)
+                self.load.ledger.sent(conversation, time.intended_us)
             };
             let business = self.load.ledger.business(conversation);
             self.said.push(Said { conversation, nth, business });
         }
-        let timestamp = clock::now() / 1000;
+        let timestamp = (self.load.epoch_us + time.begun_us) / 1_000_000;
         if plan.statuses {
             self.composer.statuses(&self.said, timestamp);
         } else {
             self.composer.messages(&self.said, timestamp);
         }
         self.posted += 1;
-        self.load.counts.begun.fetch_add(1, Relaxed);
+        self.load.counts.of(self.id).begin();
     }
 
     /// Posts until there is a 200; false: given up.
-    fn deliver(&mut self, intended_us: u64) -> bool {
+    fn deliver(&mut self, time: Time) -> bool {
         let mut pause = PAUSE_FIRST;
         let mut insist_until = None;
-        let mut written_us = now_us();
+        // composing one takes a microsecond: not worth another look at the clock
+        let mut written_us = if self.said.len() > 1 { now_us() } else { time.begun_us };
         while !post(&mut self.client, self.composer.last(), &self.load.counts) {
             if self.load.is_stopped() {
                 let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
@@ -296,11 +290,10 @@ impl User {
             written_us = now_us();
         }
         let now = now_us();
-        let took_us = now.saturating_sub(intended_us);
+        let took_us = now.saturating_sub(time.intended_us);
         self.load.acks.record(self.id as usize, took_us);
         self.load.service.record(self.id as usize, now.saturating_sub(written_us));
-        self.load.counts.acked.fetch_add(1, Relaxed);
-        self.load.counts.bytes.fetch_add(self.composer.body_len() as u64, Relaxed);
+        self.load.counts.of(self.id).ack(self.composer.body_len());
         for said in &self.said {
             if self.load.plan.statuses {
                 self.load.fairness.record(said.business, took_us);
@@ -320,7 +313,7 @@ impl User {
         let is_old = self.throw().is_multiple_of(2);
         let request = if is_old { &self.old[..] } else { self.composer.last() };
         if post(&mut self.client, request, &self.load.counts) {
-            self.load.counts.acked.fetch_add(1, Relaxed);
+            self.load.counts.of(self.id).ack_duplicate();
             self.load.counts.duplicates.fetch_add(1, Relaxed);
         }
     }

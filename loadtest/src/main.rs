@@ -3,9 +3,12 @@
 //! Exit codes: 0 all as it should be, 1 a line is red or nothing could be started, 64 options that make no sense, 130
 //! interrupted.
 
+mod answer;
 mod args;
 mod client;
 mod compose;
+mod counts;
+mod digits;
 mod drive;
 mod fairness;
 mod figures;

@@ -168,7 +168,7 @@ impl Bench<'_> {
         self.load.stop.store(true, Relaxed);
         figures.elapsed = (clock::monotonic() - begun).as_micros() as u64;
         figures.due = self.load.due(sys::now_us()).unwrap_or(0);
-        figures.acked = self.load.counts.acked.load(Relaxed);
+        figures.acked = self.load.counts.acked();
         figures.duplicates_loaded = self.load.counts.duplicates.load(Relaxed);
         figures.server.cpu_loaded = us(self.look().cpu.saturating_sub(before.cpu));
         figures.own_cpu = us(sys::own_cpu().saturating_sub(own_before));
@@ -286,7 +286,7 @@ impl Bench<'_> {
     }
 
     fn tell(&self, begun: Duration) {
-        let acked = self.load.counts.acked.load(Relaxed);
+        let acked = self.load.counts.acked();
         let seconds = (clock::monotonic() - begun).as_secs_f64();
         let ack = Quantiles::of(&self.load.acks.all());
         let mut told = format!(
@@ -407,7 +407,7 @@ impl Bench<'_> {
 
     fn fill(self, figures: Figures) -> Figures {
         let (args, counts) = (self.args, &self.load.counts);
-        let acked_in_all = counts.acked.load(Relaxed);
+        let acked_in_all = counts.acked();
         let first_posts = acked_in_all - counts.duplicates.load(Relaxed);
         Figures {
             version: figures::VERSION,
@@ -438,7 +438,7 @@ impl Bench<'_> {
             broken: counts.broken.load(Relaxed),
             given_up: counts.given_up.load(Relaxed),
             reasons: counts.reasons.lock().clone(),
-            body_bytes: counts.bytes.load(Relaxed) / first_posts.max(1),
+            body_bytes: counts.bytes() / first_posts.max(1),
             ack: Quantiles::of(&self.load.acks.all()),
             service: Quantiles::of(&self.load.service.all()),
             answer: Quantiles::of(&self.load.answers.all()),

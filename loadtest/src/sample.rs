@@ -156,7 +156,7 @@ impl Series {
 
     fn totals(&self, look: &Look, now_us: u64) -> Totals {
         let counts = &self.at.load.counts;
-        let (acked, begun) = (counts.acked.load(Relaxed), counts.begun.load(Relaxed));
+        let (acked, begun) = (counts.acked(), counts.begun());
         let is_over = self.at.load.stop.load(Relaxed);
         let due = self.at.load.due(now_us).filter(|_| !is_over);
         Totals {

@@ -16,8 +16,8 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use whatsapp_webhook::clock;
 
-use crate::client::Client;
-use crate::compose::{Composer, Said};
+use crate::client;
+use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
@@ -193,7 +193,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
     load.go();
     wait(&mut peer, WARM_UP)?;
     drop(load.acks.take_interval());
-    let count = || load.counts.acked.load(Relaxed);
+    let count = || load.counts.acked();
     let (begun, before, cpu_before) = (clock::monotonic(), count(), proc::tree(peer.pid()).cpu);
     wait(&mut peer, Duration::from_secs(args.duration))?;
     let (elapsed, acked) = (clock::monotonic() - begun, count() - before);
@@ -219,10 +219,10 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
 fn check(peer: &Peer, seed: u32) -> Result<(), String> {
     let name = table::name(peer.kind());
     let post = |secret: &str| {
-        let mut composer = Composer::new(secret, seed);
+        let mut composer = Composer::new(compose::key(secret), seed);
         let said = [Said { conversation: 0, nth: u32::MAX, business: 0 }];
         let request = composer.statuses(&said, clock::now() / 1000);
-        Client::new(peer.address(), Duration::from_secs(5)).post(request).map_err(|e| format!("{name}: {e}"))
+        client::post_once(peer.address(), Duration::from_secs(5), request).map_err(|e| format!("{name}: {e}"))
     };
     match post(APP_SECRET)? {
         200 => {}
