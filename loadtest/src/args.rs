@@ -129,7 +129,9 @@ impl Args {
     /// How many conversations there are.
     pub fn conversations(&self) -> u64 {
         self.conversations.unwrap_or_else(|| {
-            let messages = self.rate.unwrap_or(GUESS_PER_SECOND).saturating_mul(self.duration);
+            // a closed loop is as fast with ten messages in a request as with one
+            let guess = GUESS_PER_SECOND * self.batch.clamp(1, 10);
+            let messages = self.rate.unwrap_or(guess).saturating_mul(self.duration);
             let enough = messages.div_ceil(MESSAGES_PER_CONVERSATION).max(self.users).max(self.businesses);
             let enough = enough.min(CONVERSATIONS_MAX);
             // whole rounds: every user has as many as the next
