@@ -46,9 +46,9 @@ impl Bulk {
         self.order.sort_unstable();
     }
 
-    /// How many items the next slice has.
-    pub fn slice(&self) -> usize {
-        SLICE_MIN.max(self.order.len().div_ceil(SLICES_MAX))
+    /// How many items the next slice has. All that are left, if so much waits behind them that it would only grow.
+    pub fn slice(&self, waiting: &Deferred) -> usize {
+        if waiting.is_full() { usize::MAX } else { SLICE_MIN.max(self.order.len().div_ceil(SLICES_MAX)) }
     }
 
     /// Empties it, and keeps room for the next one.

@@ -48,6 +48,11 @@ impl Deferred {
         self.bodies.is_empty()
     }
 
+    /// Whether more bytes wait than should.
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= BYTES_MAX
+    }
+
     /// When the oldest has waited long enough.
     pub fn due_at(&self) -> Option<Duration> {
         let patience = if self.has_answerable { FRESH_MAX } else { OPEN_MAX };
@@ -57,7 +62,7 @@ impl Deferred {
     /// Whether to derive now. `is_calm`: there is no load, so that nothing is gained by waiting.
     pub fn is_due(&self, now: Duration, is_calm: bool) -> bool {
         self.items.len() >= ITEMS_MAX
-            || self.bytes.len() >= BYTES_MAX
+            || self.is_full()
             || (is_calm && self.has_answerable)
             || self.due_at().is_some_and(|at| now >= at)
     }

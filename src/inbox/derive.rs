@@ -41,7 +41,7 @@ impl Committer {
             self.bulk.take(&mut self.deferred);
         }
         self.step_aside()?;
-        self.derive_next(self.bulk.slice()).map(Some)
+        self.derive_next(self.bulk.slice(&self.deferred)).map(Some)
     }
 
     /// The same for all that waits.
