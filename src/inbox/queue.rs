@@ -2,7 +2,6 @@
 //!
 //! A request's buffers travel with it and come back when the commit is done, so a connection allocates once.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,26 +21,6 @@ pub const BODIES_MAX: usize = 65_536;
 pub const BYTES_MAX: usize = 64 << 20;
 /// A buffer that grew beyond this is given back after its request.
 const BUFFER_KEPT_MAX: usize = 64 << 10;
-
-/// A worker that has run for so long without a wait offers its core to whoever waits for it.
-const RUN_MAX: Duration = Duration::from_millis(1);
-
-thread_local! {
-    /// When this worker offered its core last.
-    static RAN_SINCE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-}
-
-/// Under full load workers never sleep, and the kernel takes a core away from them only at a tick, 4 ms or more apart:
-/// the committer, the proxy in front and the other worker wait so long, and all who wait for them.
-#[inline(never)]
-fn let_others_run(now: Duration) {
-    RAN_SINCE.with(|since| {
-        if now.saturating_sub(since.get()) >= RUN_MAX {
-            std::thread::yield_now();
-            since.set(clock::monotonic());
-        }
-    });
-}
 
 /// A body on its way into a commit.
 pub struct Append {
@@ -275,11 +254,9 @@ impl Ticket for Connection {
             waiter: Some(Arc::clone(&self.waiter)),
             generation,
         };
-        let at = append.at;
         if let Err((append, refusal)) = self.queue.append(append) {
             append.done(Err(refusal));
         }
-        let_others_run(at);
         loop {
             let mut state = self.waiter.state.lock();
             if let Some(outcome) = state.outcome.take() {
