@@ -43,9 +43,8 @@ const FULL_GROUP_MIN: usize = 48;
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// How long an idle committer sleeps between its chores.
 const IDLE: Duration = Duration::from_millis(500);
-/// Chores come this often under load too, and this often while retention has something to remove.
+/// Chores come this often under load too.
 const CHORES_EVERY: Duration = Duration::from_secs(1);
-const SWEEPS_EVERY: Duration = Duration::from_millis(100);
 /// How long it steps aside for a guest at a time.
 const ASIDE_MAX: Duration = Duration::from_millis(250);
 
@@ -79,7 +78,7 @@ pub struct Committer {
     pub(super) instance: u64,
     pub(super) shared: Arc<Shared>,
     open_turns: HashMap<TurnId, Open>,
-    retention: Retention,
+    pub(super) retention: Retention,
     waker: Waker,
     gate: Gate,
     next_commit: u64,
@@ -205,7 +204,8 @@ impl Committer {
         loop {
             self.counters.passes.fetch_add(1, Relaxed);
             let open_until = self.open_since.map(|since| since + OPEN_MAX);
-            let until = open_until.into_iter().chain(self.deferred.due_at()).min();
+            let others = self.deferred.due_at().into_iter().chain(self.retention.busy_at());
+            let until = open_until.into_iter().chain(others).min();
             let patience = match until {
                 _ if !self.bulk.is_empty() => Duration::ZERO,
                 Some(until) => until.saturating_sub(clock::monotonic()),
@@ -240,8 +240,7 @@ impl Committer {
         if group.appends.is_empty() && group.orders.is_empty() {
             return self.idle_pass();
         }
-        let every = if self.retention.is_busy() { SWEEPS_EVERY } else { CHORES_EVERY };
-        let is_chores_time = clock::monotonic() >= self.last_chores + every;
+        let is_chores_time = clock::monotonic() >= self.last_chores + CHORES_EVERY;
         if group.orders.iter().any(|order| matches!(order, Order::Flush(_))) {
             self.derive_all()?;
         }
@@ -273,6 +272,7 @@ impl Committer {
             self.tables.checkpoint_if_due(self.last_group < PACED_GROUP_MIN);
         }
         self.derive_if_due()?;
+        self.sweep_if_due()?;
         self.end_if_due()
     }
 
@@ -291,7 +291,8 @@ impl Committer {
             return Ok(());
         }
         self.tables.checkpoint_if_due(true);
-        self.chores()
+        self.chores()?;
+        self.sweep_if_due()
     }
 
     /// After the commit: wake all who waited.
@@ -387,7 +388,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Between transactions: whether the files are there, retention, and whether another process replayed something.
+    /// Between transactions: whether the files are there, and whether another process replayed something.
     fn chores(&mut self) -> rusqlite::Result<()> {
         self.last_chores = clock::monotonic();
         if let Some(path) = self.presence.missing() {
@@ -407,10 +408,7 @@ impl Committer {
                 }
             }
         }
-        if self.gate.is_wanted() {
-            return Ok(());
-        }
-        self.retention.sweep(&self.tables, clock::now(), clock::monotonic())
+        Ok(())
     }
 
     fn apply(&mut self, change: Change) -> rusqlite::Result<()> {
