@@ -11,8 +11,8 @@
 //!   and where;
 //! - `post`: the way to the 200.
 //!
-//! Why the way to the 200 is shaped like this: of the 13.5 us that it costs the workers (two shared cores of a VM, see
-//! `inbox` for the rest) 6.5 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has left the
+//! Why the way to the 200 is shaped like this: of the 10.5 us that it costs the workers (two shared cores of a VM, see
+//! `inbox` for the rest) 5.4 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has left the
 //! caches when its next request comes, and nothing can be done about that here. What is left is
 //! spent on the signature, the items and the hand-over to the committer, so there is nothing else: one pass
 //! over the header lines into a value on the stack, one buffer per connection, two looks at the clock, three
