@@ -71,6 +71,13 @@ impl Fold {
     }
 }
 
+impl Fold {
+    /// Waits until the thread has done what it was sent for: SQLite lets one fold at a time.
+    pub fn wait(&self) {
+        self.beside.is_busy(true);
+    }
+}
+
 impl Drop for Fold {
     fn drop(&mut self) {
         self.beside.set(State::Over);

@@ -95,6 +95,7 @@ impl Tables {
 
     /// Folds the log into the file; best effort, for a clean stop.
     pub fn checkpoint(&self) {
+        self.fold.wait();
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
 
