@@ -175,17 +175,17 @@ impl Watchdog {
 
     /// Looks at all; false: no client is left.
     pub fn look(&mut self, now: Duration) -> bool {
-        let mut are_left = true;
+        let mut is_over = true;
         for (watch, (turn, since)) in self.watches.iter().zip(&mut self.seen) {
             let current = watch.turn.load(Relaxed);
-            are_left &= current == LEFT;
+            is_over &= current == LEFT;
             if current != *turn {
                 (*turn, *since) = (current, now);
             } else if current % 2 == 1 && current != LEFT && now.saturating_sub(*since) >= self.timeout {
                 watch.end(current);
             }
         }
-        !are_left
+        !is_over
     }
 }
 
