@@ -230,6 +230,7 @@ impl Committer {
         }
     }
 
+    /// Takes what a part of a group left behind; whether there was anything.
     fn next_of_group(&self, group: &mut Group) -> bool {
         let mut behind = self.shared.behind.lock();
         std::mem::swap(&mut *behind, &mut group.appends);
@@ -287,11 +288,11 @@ impl Committer {
             }
         }
         self.end_if_due()?;
-        if self.open_since.is_some() || !self.deferred.is_empty() || !self.bulk.is_empty() {
-            return Ok(());
+        if self.open_since.is_none() && self.deferred.is_empty() && self.bulk.is_empty() {
+            self.tables.checkpoint_if_due(true);
+            self.chores()?;
         }
-        self.tables.checkpoint_if_due(true);
-        self.chores()?;
+        // also with a transaction open: what is due and not done would keep the thread awake
         self.sweep_if_due()
     }
 

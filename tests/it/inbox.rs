@@ -423,6 +423,30 @@ fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
     assert_eq!(text(&page.works[0]), "m bert b1 100");
 }
 
+/// Nothing to do but to remove: the committer sleeps between two sweeps.
+#[test]
+fn retention_that_has_work_does_not_keep_the_committer_awake() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let connection = store::open(folder.path()).expect("opens");
+    connection
+        .execute_batch(
+            "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 20000)
+             INSERT INTO commits SELECT i, 0, x'', zeroblob(5000) FROM s;
+             INSERT INTO meta VALUES ('derived_commit', 20000);",
+        )
+        .expect("inserted");
+    let left = || -> i64 {
+        connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted")
+    };
+    let (inbox, _received) = open(folder.path());
+    std::thread::sleep(Duration::from_millis(300));
+    let before = (inbox.progress(), left());
+    std::thread::sleep(Duration::from_secs(1));
+    let (passes, gone) = (inbox.progress() - before.0, before.1 - left());
+    assert!(left() > 0 && gone > 0, "{gone} removed, {} left", left());
+    assert!((8..200).contains(&passes), "{passes} passes in a second");
+}
+
 /// A parser with a bug, met on the committer's thread.
 const BUGGY: Parser = Parser { items, keys: |_, _| panic!("a bug in the parser"), statuses };
 
