@@ -69,9 +69,7 @@ impl Fold {
             self.has_rest = true;
         }
     }
-}
 
-impl Fold {
     /// Waits until the thread has done what it was sent for: SQLite lets one fold at a time.
     pub fn wait(&self) {
         self.beside.is_busy(true);
