@@ -75,7 +75,7 @@ impl Ours {
                 let (go, ready, next) = (go.clone(), ready.clone(), self.next.clone());
                 let (inbox, body) = (self.inbox.clone(), body.to_vec());
                 may::go!(move || {
-                    let mut ticket = inbox.ticket();
+                    let mut ticket = inbox.ticket(0);
                     ready.fetch_add(1, Relaxed);
                     go.wait();
                     for _ in 0..appends {

@@ -70,7 +70,7 @@ impl Connection {
             return self.refuse_with(ROUTE, answer, out);
         };
         self.let_send(head);
-        let mut ticket = self.ticket.take().unwrap_or_else(|| self.shared.inbox.ticket());
+        let mut ticket = self.ticket.take().unwrap_or_else(|| self.shared.inbox.ticket(self.fd as usize));
         let body = ticket.body();
         body.clear();
         // no more than may have come: a length is only a claim

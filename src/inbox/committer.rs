@@ -21,7 +21,7 @@ use super::deferred::Deferred;
 use super::embedded::Tuning;
 use super::flights::Flights;
 use super::promise::Keeper;
-use super::queue::{self, Append, Order, Queue, Waiter};
+use super::queue::{self, Append, Order, Queue};
 use super::retention::Retention;
 use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
 use super::waker::Waker;
@@ -89,7 +89,6 @@ pub struct Committer {
     bounds: Vec<u8>,
     pub(super) deferred: Deferred,
     pub(super) bulk: Bulk,
-    waiters: Vec<Arc<Waiter>>,
     last_chores: Duration,
     data_version: i64,
     replays: i64,
@@ -130,7 +129,8 @@ impl Committer {
             shared,
             open_turns: HashMap::new(),
             retention: Retention::new(retention),
-            waker: Waker::start(may::config().get_workers()),
+            waker: Waker::start(may::config().get_workers())
+                .map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?,
             gate,
             next_commit: 1,
             open_since: None,
@@ -139,7 +139,6 @@ impl Committer {
             bounds: Vec::new(),
             deferred: Deferred::default(),
             bulk: Bulk::default(),
-            waiters: Vec::new(),
             last_chores: Duration::ZERO,
             data_version: 0,
             replays: 0,
@@ -310,12 +309,11 @@ impl Committer {
         std::mem::swap(&mut *self.shared.in_commit.lock(), &mut group.appends);
         self.last_group += group.appends.len();
         let was_empty = self.deferred.is_empty();
-        for (nth, append) in group.appends.drain(..).enumerate() {
-            start = self.deferred.add(commit, nth, &append, received_ms, start);
-            self.waiters.extend(append.done(Ok(())));
+        for (nth, append) in group.appends.iter().enumerate() {
+            start = self.deferred.add(commit, nth, append, received_ms, start);
         }
         self.deferred.began(was_empty, self.last_commit_at);
-        self.waker.wake(&mut self.waiters);
+        self.waker.tell(&mut group.appends);
     }
 
     /// One row for all of them, or for the first ones if they are too many bytes: its number, and where its bytes begin

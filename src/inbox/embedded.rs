@@ -161,8 +161,8 @@ impl Embedded {
 }
 
 impl Inbox for Embedded {
-    fn ticket(&self) -> Box<dyn Ticket> {
-        Box::new(self.shared.queue.ticket())
+    fn ticket(&self, home: usize) -> Box<dyn Ticket> {
+        Box::new(self.shared.queue.ticket(home))
     }
 
     fn unhealthy(&self) -> Option<Refusal> {

@@ -309,8 +309,8 @@ pub struct Counts {
 
 /// The inbox as the rest of the program sees it.
 pub trait Inbox: Send + Sync + 'static {
-    /// For one connection.
-    fn ticket(&self) -> Box<dyn Ticket>;
+    /// For one connection. `home`: its descriptor, which says where its coroutine runs (see `waker`).
+    fn ticket(&self, home: usize) -> Box<dyn Ticket>;
     /// Why nothing can be accepted, if so; no I/O.
     fn unhealthy(&self) -> Option<Refusal>;
     /// For /metrics.

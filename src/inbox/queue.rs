@@ -30,13 +30,26 @@ pub struct Append {
     pub at: Duration,
     /// `None` once the outcome is recorded.
     waiter: Option<Arc<Waiter>>,
+    home: usize,
     generation: u64,
 }
 
 impl Append {
-    /// Records the outcome and gives the buffers back. The waiter still has to be woken.
-    pub fn done(mut self, outcome: Result<(), Refusal>) -> Option<Arc<Waiter>> {
-        self.record(outcome)
+    /// Its commit is done: records that, gives the buffers back and resumes the connection's coroutine.
+    pub fn durable(mut self) {
+        if let Some(waiter) = self.record(Ok(())) {
+            waiter.wake();
+        }
+    }
+
+    /// The same for a body that was not taken, on the coroutine itself, which must not be woken.
+    fn refused(mut self, refusal: Refusal) {
+        self.record(Err(refusal));
+    }
+
+    /// The connection's, see [`super::Inbox::ticket`].
+    pub fn home(&self) -> usize {
+        self.home
     }
 
     fn record(&mut self, outcome: Result<(), Refusal>) -> Option<Arc<Waiter>> {
@@ -215,10 +228,10 @@ impl Queue {
         list.appends.iter().take_while(|a| a.at < since).filter_map(Append::handle).collect()
     }
 
-    pub fn ticket(self: &Arc<Self>) -> Connection {
+    pub fn ticket(self: &Arc<Self>, home: usize) -> Connection {
         let state = WaiterState { generation: 0, outcome: None, spare: None };
         let waiter = Arc::new(Waiter { state: Mutex::new(state), blocker: Blocker::current() });
-        Connection { queue: Arc::clone(self), waiter, body: Vec::new(), items: Vec::new() }
+        Connection { queue: Arc::clone(self), waiter, home, body: Vec::new(), items: Vec::new() }
     }
 }
 
@@ -226,6 +239,7 @@ impl Queue {
 pub struct Connection {
     queue: Arc<Queue>,
     waiter: Arc<Waiter>,
+    home: usize,
     body: Vec<u8>,
     items: Vec<Item>,
 }
@@ -252,10 +266,11 @@ impl Ticket for Connection {
             app,
             at: clock::monotonic(),
             waiter: Some(Arc::clone(&self.waiter)),
+            home: self.home,
             generation,
         };
         if let Err((append, refusal)) = self.queue.append(append) {
-            append.done(Err(refusal));
+            append.refused(refusal);
         }
         loop {
             let mut state = self.waiter.state.lock();

@@ -1,71 +1,96 @@
 //! Waking a whole commit's waiters from the committer's thread.
 //!
-//! An unpark from an OS thread costs a write to the worker's eventfd each. So for more than a few waiters the list goes
-//! to one coroutine per worker, and those unpark the rest: pushes to their own worker's queue.
+//! An unpark from an OS thread costs a write to a worker's eventfd each, and any worker may get the coroutine. So for
+//! more than a few waiters the bodies go back to where they came from: one coroutine a worker gets those of the
+//! connections whose events that worker polls, records their outcome and unparks them, which are pushes to its own
+//! queue. The committer touches nothing of a connection then, and a connection's stack and buffers stay with the
+//! core that will read its next request.
+//!
+//! `may` polls descriptor `fd` on worker `fd % workers`, and an unparked coroutine goes to any worker; so the one that
+//! must run on a certain worker waits for a pipe whose descriptor is polled there.
 
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use may::sync::Blocker;
+use may::io::CoIo;
 use parking_lot::Mutex;
 
-use super::queue::Waiter;
+use super::queue::Append;
 
 /// Below this many waiters they are woken directly.
 const FAN_OUT_MIN: usize = 8;
 
 /// The coroutines that wake others.
 pub struct Waker {
-    helpers: Vec<Arc<Helper>>,
+    helpers: Vec<Helper>,
 }
 
 struct Helper {
-    list: Mutex<Vec<Arc<Waiter>>>,
-    blocker: Blocker,
+    list: Arc<Mutex<Vec<Append>>>,
+    bell: PipeWriter,
 }
 
 impl Waker {
     /// Starts `workers` coroutines, which live as long as the process.
-    pub fn start(workers: usize) -> Self {
-        let helpers = (0..workers.max(1)).map(|_| Helper::start()).collect();
-        Self { helpers }
+    pub fn start(workers: usize) -> std::io::Result<Self> {
+        let workers = workers.max(1);
+        let helpers = (0..workers).map(|worker| Helper::start(worker, workers));
+        Ok(Self { helpers: helpers.collect::<Result<_, _>>()? })
     }
 
-    /// Wakes all and leaves the list empty.
-    pub fn wake(&self, waiters: &mut Vec<Arc<Waiter>>) {
-        if waiters.len() < FAN_OUT_MIN {
-            for waiter in waiters.drain(..) {
-                waiter.wake();
+    /// Tells all that their bodies are durable, and leaves the list empty.
+    pub fn tell(&self, appends: &mut Vec<Append>) {
+        if appends.len() < FAN_OUT_MIN {
+            for append in appends.drain(..) {
+                append.durable();
             }
             return;
         }
-        let share = waiters.len().div_ceil(self.helpers.len());
-        for helper in &self.helpers {
-            let rest = waiters.len().saturating_sub(share);
-            helper.list.lock().extend(waiters.drain(rest..));
-            helper.blocker.unpark();
+        let mut lists: Vec<_> = self.helpers.iter().map(|helper| helper.list.lock()).collect();
+        let were_empty: Vec<bool> = lists.iter().map(|list| list.is_empty()).collect();
+        let count = lists.len();
+        for append in appends.drain(..) {
+            lists[append.home() % count].push(append);
+        }
+        let rings: Vec<bool> = lists.iter().zip(were_empty).map(|(list, was)| was && !list.is_empty()).collect();
+        drop(lists);
+        for (helper, ring) in self.helpers.iter().zip(rings) {
+            if ring {
+                (&helper.bell).write_all(&[1]).expect("its reader never ends");
+            }
         }
     }
 }
 
 impl Helper {
-    fn start() -> Arc<Self> {
-        let (made, wait) = std::sync::mpsc::sync_channel(1);
+    fn start(worker: usize, workers: usize) -> std::io::Result<Self> {
+        let (reader, bell) = std::io::pipe()?;
+        let mut bell_end = CoIo::new(polled_by(reader, worker, workers)?).map_err(|e| std::io::Error::other(e.to_string()))?;
+        let list = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&list);
         let body = move || {
-            // the blocker must be made on the coroutine that parks on it
-            let helper = Arc::new(Self { list: Mutex::default(), blocker: Blocker::new(true) });
-            let _ = made.send(Arc::clone(&helper));
-            let mut list = Vec::new();
-            loop {
-                std::mem::swap(&mut *helper.list.lock(), &mut list);
-                if list.is_empty() {
-                    let _ = helper.blocker.park(None);
-                }
-                for waiter in list.drain(..) {
-                    waiter.wake();
+            let mut mine: Vec<Append> = Vec::new();
+            let mut rings = [0; 16];
+            while bell_end.read(&mut rings).is_ok_and(|n| n > 0) {
+                std::mem::swap(&mut *shared.lock(), &mut mine);
+                for append in mine.drain(..) {
+                    append.durable();
                 }
             }
         };
         let _detached = may::go!(may::coroutine::Builder::new().name("waker".to_owned()), body);
-        wait.recv().expect("the coroutine sends before anything else")
+        Ok(Self { list, bell })
     }
+}
+
+/// The same pipe under a descriptor that `worker` polls.
+fn polled_by(reader: PipeReader, worker: usize, workers: usize) -> std::io::Result<PipeReader> {
+    let mut others = Vec::new();
+    let mut reader = reader;
+    while reader.as_raw_fd() as usize % workers != worker {
+        let next = reader.try_clone()?;
+        others.push(std::mem::replace(&mut reader, next));
+    }
+    Ok(reader)
 }

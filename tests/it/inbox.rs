@@ -88,7 +88,7 @@ fn open(folder: &std::path::Path) -> (Arc<Embedded>, Receiver<Work>) {
 }
 
 fn put(inbox: &Embedded, body: &str) {
-    let mut ticket = inbox.ticket();
+    let mut ticket = inbox.ticket(0);
     ticket.body().extend_from_slice(body.as_bytes());
     let (body, list) = ticket.body_and_items();
     items(body, list);
@@ -460,7 +460,7 @@ fn a_panic_of_the_committer_refuses_everything_and_ends_the_process() {
     .expect("opens");
     put(&inbox, "m anna same1 100");
     // two bodies of one hash make the committer compare their keys
-    let mut ticket = inbox.ticket();
+    let mut ticket = inbox.ticket(0);
     ticket.body().extend_from_slice(b"m anna same2 100");
     let (body, list) = ticket.body_and_items();
     items(body, list);

@@ -14,7 +14,7 @@ use whatsapp_webhook::inbox::{
 pub struct StubInbox<F>(pub F);
 
 impl<F: Fn() -> Box<dyn Ticket> + Send + Sync + 'static> Inbox for StubInbox<F> {
-    fn ticket(&self) -> Box<dyn Ticket> {
+    fn ticket(&self, _: usize) -> Box<dyn Ticket> {
         self.0()
     }
     fn unhealthy(&self) -> Option<Refusal> {

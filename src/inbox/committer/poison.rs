@@ -15,7 +15,6 @@ impl Committer {
         self.shared.in_commit.lock().clear();
         self.shared.behind.lock().clear();
         group.appends.clear();
-        self.waker.wake(&mut self.waiters);
         group.keepers.clear();
         group.flushes.clear();
         group.orders.clear();

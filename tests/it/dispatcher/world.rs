@@ -269,7 +269,7 @@ struct Fake(Arc<World>);
 
 impl Inbox for Fake {
     fn forget(&self, _: &str) {}
-    fn ticket(&self) -> Box<dyn Ticket> {
+    fn ticket(&self, _: usize) -> Box<dyn Ticket> {
         unreachable!("not the dispatcher's")
     }
     fn unhealthy(&self) -> Option<Refusal> {
