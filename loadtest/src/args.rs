@@ -20,7 +20,7 @@ const GUESS_PER_SECOND: u64 = 12_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
 /// The highest rate, messages a second.
-const RATE_MAX: u64 = 1_000_000;
+pub(crate) const RATE_MAX: u64 = 1_000_000;
 /// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
 const AGENT_DELAY_MAX: u64 = 50_000;
 

@@ -53,7 +53,8 @@ impl Waker {
         for append in appends.drain(..) {
             lists[append.home() % count].push(append);
         }
-        let rings: Vec<bool> = lists.iter().zip(were_empty).map(|(list, was)| was && !list.is_empty()).collect();
+        let rings: Vec<bool> =
+            lists.iter().zip(were_empty).map(|(list, was)| was && !list.is_empty()).collect();
         drop(lists);
         for (helper, ring) in self.helpers.iter().zip(rings) {
             if ring {
@@ -66,7 +67,8 @@ impl Waker {
 impl Helper {
     fn start(worker: usize, workers: usize) -> std::io::Result<Self> {
         let (reader, bell) = std::io::pipe()?;
-        let mut bell_end = CoIo::new(polled_by(reader, worker, workers)?).map_err(|e| std::io::Error::other(e.to_string()))?;
+        let mut bell_end = CoIo::new(polled_by(reader, worker, workers)?)
+            .map_err(|e| std::io::Error::other(e.to_string()))?;
         let list = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&list);
         let body = move || {

@@ -2,7 +2,7 @@
 //! that what the machine does meanwhile meets all of them.
 //!
 //! All get the same signed bodies (delivery statuses, which nobody answers: the 200 alone is measured), from the same
-//! number of connections, as fast as they answer. CPU is that of all processes of a peer, from /proc.
+//! number of connections, as fast as they answer or at a rate. CPU is that of all processes of a peer, from /proc.
 
 mod start;
 mod table;
@@ -16,6 +16,7 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use whatsapp_webhook::clock;
 
+use crate::args::RATE_MAX;
 use crate::client;
 use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
@@ -31,6 +32,8 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const AFTER: Duration = Duration::from_secs(3);
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A rate is reached with so much of it.
+const REACHED: f64 = 0.98;
 /// Businesses and conversations that the bodies name.
 const BUSINESSES: u32 = 20;
 
@@ -56,6 +59,9 @@ pub struct Args {
     /// Keep-alive connections, each posting one request after the other
     #[arg(long, default_value_t = 500)]
     pub users: u64,
+    /// Open loop: bodies a second, latency from the intended time; without it a closed loop
+    #[arg(long)]
+    pub rate: Option<u64>,
     /// Seconds of load for each peer and round, after 2 that are not counted
     #[arg(long, default_value_t = 10)]
     pub duration: u64,
@@ -99,6 +105,15 @@ impl Args {
         }
         if !(1..=100).contains(&self.rounds) {
             faults.push(format!("--rounds {}: must be 1 to 100", self.rounds));
+        }
+        match self.rate {
+            Some(0) => {
+                faults.push("--rate 0: nothing would be posted; leave it out for a closed loop".to_owned())
+            }
+            Some(rate) if rate > RATE_MAX => faults.push(format!(
+                "--rate: above {RATE_MAX} a second nothing is measured but this program; take less"
+            )),
+            _ => {}
         }
         if self.peers.is_empty() {
             faults.push("--peers: name at least one".to_owned());
@@ -155,6 +170,11 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<bool, String> {
                 turn.cpu,
                 crate::timing::ms(turn.ack.p99)
             );
+            if let Some(rate) = args.rate
+                && turn.rate < REACHED * rate as f64
+            {
+                eprintln!("loadtest: {rate}/s were asked for and not reached");
+            }
             turns.turns.push(turn);
         }
     }
@@ -171,7 +191,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
         batch: 1,
         duplicates: 0,
         statuses: true,
-        every: None,
+        every: args.rate.map(|rate| Duration::from_secs(1).div_f64(rate as f64)),
         seed,
     };
     let load = Arc::new(Load::new(plan, Ledger::new(0, BUSINESSES), BUSINESSES));

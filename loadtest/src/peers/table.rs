@@ -37,6 +37,7 @@ struct Comparison<'a> {
     command: String,
     seed: u32,
     users: u64,
+    rate: Option<u64>,
     duration: u64,
     machine: &'a Machine,
     peers: &'a [Turns],
@@ -49,17 +50,34 @@ struct Comparison<'a> {
 pub fn write(args: &Args, seed: u32, machine: &Machine, all: &[Turns]) -> Result<bool, String> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let command = format!("cargo run --release -p loadtest -- {}", words.join(" "));
+    let pace = match args.rate {
+        None => "closed loop".to_owned(),
+        Some(rate) => format!("open loop of {rate}/s, latencies from the intended time"),
+    };
     let mut text = format!("`{command}`\n\n");
     text.push_str(&format!(
-        "{} cores ({}), {}, kernel {}; {} connections, closed loop, medians of {} rounds of {} s; seed {seed}\n\n",
-        machine.cores, machine.processor, machine.disk, machine.kernel, args.users, args.rounds, args.duration
+        "{} cores ({}), {}, kernel {}; {} connections, {pace}, medians of {} rounds of {} s; seed {seed}\n\n",
+        machine.cores,
+        machine.processor,
+        machine.disk,
+        machine.kernel,
+        args.users,
+        args.rounds,
+        args.duration
     ));
     text.push_str(&table(all));
     print!("{text}");
     let _ = std::io::stdout().flush();
     let folder = page::folder(args.out.as_deref())?;
-    let comparison =
-        Comparison { command, seed, users: args.users, duration: args.duration, machine, peers: all };
+    let comparison = Comparison {
+        command,
+        seed,
+        users: args.users,
+        rate: args.rate,
+        duration: args.duration,
+        machine,
+        peers: all,
+    };
     let json = serde_json::to_string(&comparison).map_err(|e| e.to_string())?;
     for (name, text) in [("compare.md", &text), ("compare.json", &json)] {
         let path = folder.join(name);
