@@ -128,9 +128,10 @@ pub fn generator(figures: &Figures) -> (bool, String) {
     let ferretdb = if mongodb > 0.0 { format!(", FerretDB {mongodb:.0} %") } else { String::new() };
     let text = format!(
         "{verdict}; of all cores it took {own:.0} %, the simulated Meta {meta:.0} %, the server {server:.0} %{ferretdb}, \
-         others {others:.0} %; woke up late by p50 {}, p99 {} ms",
+         others {others:.0} %; woke up late by p50 {}, p99 {} ms; the disk before the load: {}",
         ms(figures.lag.p50),
-        ms(figures.lag.p99)
+        ms(figures.lag.p99),
+        figures.machine.sync_in_words()
     );
     (is_late || is_full, text)
 }

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use crate::timing::{Quantiles, ms};
+
 /// The machine and the versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -20,6 +22,8 @@ pub struct Machine {
     pub kernel: String,
     /// File system and device of the server's data, with the mount's options.
     pub disk: String,
+    /// A page written and synced there before the load, in microseconds.
+    pub sync: Quantiles,
     /// What the server says to `--version`.
     pub server: String,
     /// This program's version.
@@ -31,6 +35,15 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The disk alone, in words.
+    pub fn sync_in_words(&self) -> String {
+        let Quantiles { count, p50, p99, p999, .. } = self.sync;
+        if count == 0 {
+            return "not measured".to_owned();
+        }
+        format!("a page written and synced p50 {}  p99 {}  p99.9 {} ms", ms(p50), ms(p99), ms(p999))
+    }
+
     /// Looks around. `data`: where the server keeps its data.
     pub fn look(server: &Path, data: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -47,6 +60,7 @@ impl Machine {
             memory: kib << 10,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             disk: disk(&read("/proc/self/mountinfo"), data),
+            sync: crate::disk::probe(data),
             server: said(Command::new(server).arg("--version")),
             loadtest: env!("CARGO_PKG_VERSION").to_owned(),
             commit: said(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(here)),
@@ -90,7 +104,8 @@ mod tests {
 
     #[test]
     fn this_machine_has_cores_and_memory() {
-        let machine = Machine::look(Path::new("/nowhere"), Path::new("/"));
+        let machine = Machine::look(Path::new("/nowhere"), Path::new("/nowhere"));
+        assert_eq!(machine.sync_in_words(), "not measured");
         assert!(machine.cores > 0 && machine.memory > 0 && !machine.kernel.is_empty());
         assert_eq!(machine.server, "");
     }

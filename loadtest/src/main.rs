@@ -9,6 +9,7 @@ mod client;
 mod compose;
 mod counts;
 mod digits;
+mod disk;
 mod drive;
 mod fairness;
 mod figures;

@@ -44,6 +44,8 @@ pub(super) struct Complete;
 pub(super) struct Socket {
     line: Line,
     buffers: LazyBuffers,
+    /// Of the buffers: of an answer, of a request.
+    sizes: (usize, usize),
 }
 
 /// A socket, its registration with `may`, and its deadline.
@@ -68,8 +70,8 @@ impl<In: Transport> Connector<In> for Tcp {
         })?;
         line.stream.set_nodelay(true)?;
         CONNECTED.inc();
-        let (input, output) = (details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Socket { line, buffers: LazyBuffers::new(input, output) }))
+        let sizes = (details.config.input_buffer_size(), details.config.output_buffer_size());
+        Ok(Some(Socket { line, buffers: LazyBuffers::new(sizes.0, sizes.1), sizes }))
     }
 }
 
@@ -191,6 +193,12 @@ impl Transport for Socket {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
+        if self.buffers.input().is_empty() {
+            // the request is out, and thousands may wait here for their agents: without the buffers it was made in
+            self.buffers = LazyBuffers::new(self.sizes.0, self.sizes.1);
+            let came = self.line.until(end, |line| line.registered.peek(&mut [0]));
+            came.map_err(|e| ended(e, timeout.reason))?;
+        }
         let room = self.buffers.input_append_buf();
         let read = self.line.until(end, |line| {
             loop {

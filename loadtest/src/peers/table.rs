@@ -56,10 +56,11 @@ pub fn write(args: &Args, seed: u32, machine: &Machine, all: &[Turns]) -> Result
     };
     let mut text = format!("`{command}`\n\n");
     text.push_str(&format!(
-        "{} cores ({}), {}, kernel {}; {} connections, {pace}, medians of {} rounds of {} s; seed {seed}\n\n",
+        "{} cores ({}), {} (before the load: {}), kernel {}; {} connections, {pace}, medians of {} rounds of {} s; seed {seed}\n\n",
         machine.cores,
         machine.processor,
         machine.disk,
+        machine.sync_in_words(),
         machine.kernel,
         args.users,
         args.rounds,
