@@ -38,6 +38,8 @@ pub const PACED_GROUP_MIN: usize = 8;
 /// A group of this many bodies is full load: twice as far. Who waits then waits for a core and not for the commit, and
 /// half the commits cost half.
 const FULL_GROUP_MIN: usize = 48;
+/// So many bytes are as much load as a body.
+const LOAD_BYTES: usize = 64 << 10;
 /// Bodies of one commit, in bytes, unless the first one alone has more: who waits for a small body does not wait for all
 /// the large ones that came with it, and a row can be read without walking through much else.
 const GROUP_BYTES_MAX: usize = 4 << 20;
@@ -85,6 +87,7 @@ pub struct Committer {
     /// A transaction is open since then.
     open_since: Option<Duration>,
     last_commit_at: Duration,
+    /// How much load the last group was: its bodies and orders, or more if the bodies are large.
     pub(super) last_group: usize,
     bounds: Vec<u8>,
     pub(super) deferred: Deferred,
@@ -307,11 +310,12 @@ impl Committer {
         self.last_group = keepers;
         let Some((commit, mut start)) = stored else { return };
         std::mem::swap(&mut *self.shared.in_commit.lock(), &mut group.appends);
-        self.last_group += group.appends.len();
         let was_empty = self.deferred.is_empty();
+        let begin = start;
         for (nth, append) in group.appends.iter().enumerate() {
             start = self.deferred.add(commit, nth, append, received_ms, start);
         }
+        self.last_group += group.appends.len().max((start - begin) / LOAD_BYTES);
         self.deferred.began(was_empty, self.last_commit_at);
         self.waker.tell(&mut group.appends);
     }

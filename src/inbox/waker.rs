@@ -12,14 +12,18 @@
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use may::io::CoIo;
 use parking_lot::Mutex;
 
 use super::queue::Append;
+use crate::clock;
 
 /// Below this many waiters they are woken directly.
 const FAN_OUT_MIN: usize = 8;
+/// How often the list is looked at where the pipe can't be read.
+const UNHEARD: Duration = Duration::from_millis(1);
 
 /// The coroutines that wake others.
 pub struct Waker {
@@ -74,7 +78,14 @@ impl Helper {
         let body = move || {
             let mut mine: Vec<Append> = Vec::new();
             let mut rings = [0; 16];
-            while bell_end.read(&mut rings).is_ok_and(|n| n > 0) {
+            loop {
+                match bell_end.read(&mut rings) {
+                    // the committer has ended
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    // a pipe has no reason to fail; if it does nobody must wait for ever
+                    Err(_) => clock::sleep(UNHEARD),
+                }
                 std::mem::swap(&mut *shared.lock(), &mut mine);
                 for append in mine.drain(..) {
                     append.durable();
@@ -95,4 +106,26 @@ fn polled_by(reader: PipeReader, worker: usize, workers: usize) -> std::io::Resu
         others.push(std::mem::replace(&mut reader, next));
     }
     Ok(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_can_be_polled_by_any_worker() {
+        for workers in [1, 2, 3, 8] {
+            for worker in 0..workers {
+                let (reader, mut bell) = std::io::pipe().expect("a pipe");
+                let mut reader = polled_by(reader, worker, workers).expect("another descriptor");
+                assert_eq!(reader.as_raw_fd() as usize % workers, worker);
+                bell.write_all(&[7]).expect("rings");
+                let mut heard = [0];
+                reader.read_exact(&mut heard).expect("is heard");
+                assert_eq!(heard, [7]);
+                drop(bell);
+                assert_eq!(reader.read(&mut heard).expect("the end"), 0);
+            }
+        }
+    }
 }

@@ -88,7 +88,11 @@ fn open(folder: &std::path::Path) -> (Arc<Embedded>, Receiver<Work>) {
 }
 
 fn put(inbox: &Embedded, body: &str) {
-    let mut ticket = inbox.ticket(0);
+    put_from(inbox, 0, body);
+}
+
+fn put_from(inbox: &Embedded, home: usize, body: &str) {
+    let mut ticket = inbox.ticket(home);
     ticket.body().extend_from_slice(body.as_bytes());
     let (body, list) = ticket.body_and_items();
     items(body, list);
@@ -186,7 +190,7 @@ fn many_who_wait_share_few_commits() {
     let all: Vec<_> = (0..200)
         .map(|n| {
             let inbox = Arc::clone(&inbox);
-            may::go!(move || put(&inbox, &format!("m c{n} id{n} 100")))
+            may::go!(move || put_from(&inbox, n, &format!("m c{n} id{n} 100")))
         })
         .collect();
     all.into_iter().for_each(|one| one.join().expect("no panic"));
@@ -198,6 +202,55 @@ fn many_who_wait_share_few_commits() {
     let commits: i64 =
         connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted");
     assert!(commits < 100, "{commits} commits for 200 bodies");
+}
+
+#[test]
+fn connections_of_any_worker_are_told_each_time_and_as_soon_as_it_ends() {
+    const ROUNDS: usize = 100;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, _received) = open(folder.path());
+    let all: Vec<_> = (0..64)
+        .map(|n| {
+            let inbox = Arc::clone(&inbox);
+            may::go!(move || {
+                let mut ticket = inbox.ticket(n * n);
+                (0..ROUNDS)
+                    .filter(|round| {
+                        ticket.body().extend_from_slice(format!("m c{n} id{n}-{round} 100").as_bytes());
+                        let (body, list) = ticket.body_and_items();
+                        items(body, list);
+                        ticket.append(0).is_ok()
+                    })
+                    .count()
+            })
+        })
+        .collect();
+    assert!(all.into_iter().all(|one| one.join().expect("no panic") == ROUNDS));
+    // the last ones are told although the committer ends right behind them
+    let late: Vec<_> = (0..64)
+        .map(|n| {
+            let inbox = Arc::clone(&inbox);
+            may::go!(move || {
+                let mut ticket = inbox.ticket(n);
+                ticket.body().extend_from_slice(format!("m c{n} late{n} 100").as_bytes());
+                ticket.append(0)
+            })
+        })
+        .collect();
+    inbox.close().expect("closes");
+    let told: Vec<_> = late.into_iter().map(|one| one.join().expect("no panic")).collect();
+    let stored = told.iter().filter(|outcome| outcome.is_ok()).count() as i64;
+    assert!(
+        told.iter().all(|outcome| matches!(outcome, Ok(()) | Err(Refusal::Draining | Refusal::Poisoned)))
+    );
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let bodies: i64 = connection
+        .query_row("SELECT sum(length(bounds) / 12) FROM commits", [], |r| r.get(0))
+        .expect("counted");
+    assert!(
+        bodies >= stored + 64 * ROUNDS as i64,
+        "{bodies} bodies are stored, {stored} of the last were told so"
+    );
 }
 
 #[test]
