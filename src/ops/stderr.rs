@@ -164,7 +164,7 @@ mod tests {
         // it may have been told of them in parts
         let told = text
             .lines()
-            .filter_map(|line| line.split_once(" lines of the log were left out")?.0.parse().ok());
+            .filter_map(|line| line.split_once(" lines of the log were left out")?.0.parse::<u64>().ok());
         assert_eq!(told.sum::<u64>(), missed, "{}", text.len());
     }
 }
