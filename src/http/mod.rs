@@ -11,13 +11,13 @@
 //!   and where;
 //! - `post`: the way to the 200.
 //!
-//! Why the way to the 200 is shaped like this: of the 13.7 us that it costs the workers (two shared cores of a VM, see
-//! `inbox` for the rest) 7 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has mostly left the
-//! caches when its next request comes, but not for another core's: it is resumed where its events are polled. What is left is
-//! spent on the signature, the items and the hand-over to the committer, so there is nothing else: one pass
-//! over the header lines into a value on the stack, one buffer per connection, two looks at the clock, three
-//! atomic swaps for the sweeper, no lock that anybody else takes, no allocation, no log line, and an answer
-//! that is known beforehand.
+//! Why the way to the 200 is shaped like this: of the 13.7 us that it costs the workers (two shared cores of a VM,
+//! see `inbox` for the rest) 7 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has
+//! mostly left the caches when its next request comes, but not for another core's: it is resumed where its events
+//! are polled. What is left is spent on the signature, the items and the hand-over to the committer, so there is
+//! nothing else: one pass over the header lines into a value on the stack, one buffer per connection, two looks at
+//! the clock, three atomic swaps for the sweeper, no lock that anybody else takes, no allocation, no log line, and
+//! an answer that is known beforehand.
 //!
 //! One edge stays: may_minihttp looks for the end of the stream before it looks at what came in front of it.
 //! A client that ends its half in the same instant as it ends its request is told 503 and to send it again;
