@@ -20,7 +20,7 @@ const GUESS_PER_SECOND: u64 = 12_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
 /// The highest rate, messages a second.
-pub(crate) const RATE_MAX: u64 = 1_000_000;
+const RATE_MAX: u64 = 1_000_000;
 /// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
 const AGENT_DELAY_MAX: u64 = 50_000;
 
@@ -205,14 +205,8 @@ impl Args {
             !(1..=DURATION_MAX).contains(&duration),
             format!("--duration {duration}: must be 1 to {DURATION_MAX} seconds"),
         );
-        refuse(
-            self.rate == Some(0),
-            "--rate 0: nothing would be posted; leave it out for a closed loop".to_owned(),
-        );
-        refuse(
-            self.rate.is_some_and(|rate| rate > RATE_MAX),
-            format!("--rate: above {RATE_MAX} a second nothing is measured but this program; take less"),
-        );
+        let rate = rate_fault(self.rate);
+        refuse(rate.is_some(), rate.unwrap_or_default());
         refuse(
             self.rate.is_some_and(|rate| rate > 0 && rate.saturating_mul(duration) < batch),
             format!(
@@ -233,6 +227,17 @@ impl Args {
             ),
         );
         faults
+    }
+}
+
+/// Why this rate makes no sense, if so.
+pub fn rate_fault(rate: Option<u64>) -> Option<String> {
+    match rate? {
+        0 => Some("--rate 0: nothing would be posted; leave it out for a closed loop".to_owned()),
+        1..=RATE_MAX => None,
+        _ => {
+            Some(format!("--rate: above {RATE_MAX} a second nothing is measured but this program; take less"))
+        }
     }
 }
 

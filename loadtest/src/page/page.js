@@ -198,7 +198,7 @@ function generator() {
 }
 function repeat() {
   const m = run.machine;
-  const rows = [["seed", run.seed], ["cores", `${m.cores}, ${text(m.processor)}`], ["memory", bytes(m.memory)], ["kernel", text(m.kernel)], ["disk of the data", text(m.disk)], ["a page synced there", `p50 ${time(m.sync.p50)}, p99 ${time(m.sync.p99)}, p99.9 ${time(m.sync.p999)} before the load`],
+  const rows = [["seed", run.seed], ["cores", `${m.cores}, ${text(m.processor)}`], ["memory", bytes(m.memory)], ["kernel", text(m.kernel)], ["disk of the data", text(m.disk)], ["a page synced there", m.sync.count ? `p50 ${time(m.sync.p50)}, p99 ${time(m.sync.p99)}, p99.9 ${time(m.sync.p999)} before the load` : "not measured"],
     ["server", text(m.server)], ["loadtest", text(m.loadtest + (m.is_release ? "" : ", built WITHOUT optimizations"))], ["sources", text(m.commit || "–")], ["body", count(run.body_bytes) + " B"]];
   const body = rows.map(([name, value]) => `<tr><td class="soft" style="width:160px">${name}</td><td>${value}</td></tr>`).join("");
   return section(12, "To repeat it", `<pre>${text(run.command)}</pre><table>${body}</table>`);

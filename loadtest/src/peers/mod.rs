@@ -16,10 +16,11 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use whatsapp_webhook::clock;
 
-use crate::args::RATE_MAX;
+use crate::args::rate_fault;
 use crate::client;
 use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
+use crate::judge::REACHED;
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
 use crate::timing::Quantiles;
@@ -32,8 +33,6 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const AFTER: Duration = Duration::from_secs(3);
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// A rate is reached with so much of it.
-const REACHED: f64 = 0.98;
 /// Businesses and conversations that the bodies name.
 const BUSINESSES: u32 = 20;
 
@@ -106,15 +105,7 @@ impl Args {
         if !(1..=100).contains(&self.rounds) {
             faults.push(format!("--rounds {}: must be 1 to 100", self.rounds));
         }
-        match self.rate {
-            Some(0) => {
-                faults.push("--rate 0: nothing would be posted; leave it out for a closed loop".to_owned())
-            }
-            Some(rate) if rate > RATE_MAX => faults.push(format!(
-                "--rate: above {RATE_MAX} a second nothing is measured but this program; take less"
-            )),
-            _ => {}
-        }
+        faults.extend(rate_fault(self.rate));
         if self.peers.is_empty() {
             faults.push("--peers: name at least one".to_owned());
         }
@@ -171,7 +162,7 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<bool, String> {
                 crate::timing::ms(turn.ack.p99)
             );
             if let Some(rate) = args.rate
-                && turn.rate < REACHED * rate as f64
+                && turn.rate < rate as f64 * REACHED
             {
                 eprintln!("loadtest: {rate}/s were asked for and not reached");
             }
