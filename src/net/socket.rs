@@ -193,20 +193,18 @@ impl Transport for Socket {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
-        if self.buffers.input().is_empty() {
+        let Self { line, buffers, sizes } = self;
+        let is_empty = buffers.input().is_empty();
+        if is_empty {
             // the request is out, and thousands may wait here for their agents: without the buffers it was made in
-            self.buffers = LazyBuffers::new(self.sizes.0, self.sizes.1);
-            let came = self.line.until(end, |line| line.registered.peek(&mut [0]));
-            came.map_err(|e| ended(e, timeout.reason))?;
+            *buffers = LazyBuffers::new(sizes.0, sizes.1);
         }
-        let room = self.buffers.input_append_buf();
-        let read = self.line.until(end, |line| {
-            loop {
-                match line.registered.read(room) {
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    other => return other,
-                }
+        let read = line.until(end, |line| {
+            if is_empty {
+                uninterrupted(|| line.registered.peek(&mut [0]))?;
             }
+            let room = buffers.input_append_buf();
+            uninterrupted(|| line.registered.read(room))
         });
         let amount = read.map_err(|e| ended(e, timeout.reason))?;
         self.buffers.input_appended(amount);
@@ -219,6 +217,15 @@ impl Transport for Socket {
     /// Open and silent. Looks without waiting: the socket is non-blocking, and the pool asks under its lock.
     fn is_open(&mut self) -> bool {
         matches!(self.line.stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 
