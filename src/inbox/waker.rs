@@ -36,7 +36,8 @@ struct Helper {
 }
 
 impl Waker {
-    /// Starts `workers` coroutines, which live as long as the process.
+    /// Starts `workers` coroutines, which live until this is dropped. Fails where there are no descriptors left: each takes
+    /// two.
     pub fn start(workers: usize) -> std::io::Result<Self> {
         let workers = workers.max(1);
         let helpers = (0..workers).map(|worker| Helper::start(worker, workers));
