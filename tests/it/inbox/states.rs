@@ -1,0 +1,138 @@
+//! What becomes of a stored item: answered, sent, settled by a status, counted, removed.
+
+use super::*;
+
+#[test]
+fn an_answer_goes_through_its_states() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    let turn = answer(&inbox, &work, &["one", "two"]);
+    assert_eq!(state_of(folder.path(), work.id), State::Answered as u8);
+    assert_eq!(inbox.open_turns(0, 10).expect("read").len(), 1);
+    inbox.sending(&turn.replies[0].id, NUMBER).expect("marked");
+    let open = inbox.open_turns(0, 10).expect("read");
+    assert_eq!(open[0].replies[0].state, ReplyState::Sending);
+    assert_eq!(open[0].replies[1].id, turn.replies[1].id);
+    inbox.sent(&turn.replies[0].id, "wamid.1");
+    inbox.sending(&turn.replies[1].id, NUMBER).expect("marked");
+    inbox.sent(&turn.replies[1].id, "wamid.2");
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), work.id), State::Sent as u8);
+    assert!(inbox.open_turns(0, 10).expect("read").is_empty());
+    assert_eq!(inbox.counts().pending, 0);
+}
+
+#[test]
+fn memory_is_bounded_and_in_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    for n in 0..4 {
+        put(&inbox, &format!("m anna a{n} 100"));
+        answer(&inbox, &next(&received), &[&format!("r{n}")]);
+    }
+    let lines = inbox.history("shop:16505551234", 10).expect("read");
+    let lines: Vec<_> = lines.iter().map(|s| s.content.as_str()).collect();
+    assert_eq!(lines, ["m anna a2 100", "r2", "m anna a3 100", "r3"]);
+    assert_eq!(inbox.history("other:16505551234", 10).expect("read"), []);
+}
+
+#[test]
+fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (id, reply) = {
+        let (inbox, received) = open(folder.path());
+        put(&inbox, "m anna a1 100");
+        let work = next(&received);
+        let turn = answer(&inbox, &work, &["one"]);
+        let reply = turn.replies[0].id.clone();
+        inbox.sending(&reply, NUMBER).expect("marked");
+        assert_eq!(inbox.evidence(&reply, Duration::from_millis(20)), None);
+        inbox.close().expect("closed");
+        (work.id, reply)
+    };
+    let (inbox, _received) = open(folder.path());
+    put(&inbox, &format!("s {reply} delivered"));
+    assert_eq!(inbox.evidence(&reply, Duration::from_secs(5)), Some(Evidence::Sent("wamid.S".to_owned())));
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), id), State::Sent as u8);
+    assert!(inbox.open_turns(0, 10).expect("read").is_empty());
+}
+
+#[test]
+fn states_and_reasons_are_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100\nm bert b1 100\nm carl c1 100");
+    let works = [next(&received), next(&received), next(&received)];
+    inbox.settle(&[works[0].id], State::Dead, &Reason::fixed("no_business"), "");
+    inbox.settle(&[works[1].id], State::Parked, &Reason::fixed("token_invalid"), "");
+    inbox.open_numbers().expect("flushed");
+    let counts = inbox.counts();
+    assert_eq!((counts.pending, counts.parked, counts.dead), (1, 1, 1));
+    inbox.close().expect("closed");
+    let (again, _) = open(folder.path());
+    let counts = again.counts();
+    assert_eq!((counts.pending, counts.parked, counts.dead), (1, 1, 1), "the same after a restart");
+    let page = again.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(page.works.len(), 2, "dead items are not open");
+}
+
+#[test]
+fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open_short = || {
+        Embedded::open(folder.path(), Duration::from_millis(1), TOY, |detail| panic!("poisoned: {detail}"))
+            .expect("opens")
+    };
+    let inbox = open_short();
+    let (send, received) = channel();
+    inbox.feed(Arc::new(Collect(send)));
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    inbox.settle(&[work.id], State::Kept, &Reason::fixed("too_old"), "");
+    put(&inbox, "m bert b1 100");
+    next(&received);
+    put(&inbox, "m carl c1 100");
+    let carl = next(&received);
+    inbox.settle(&[carl.id], State::Kept, &Reason::fixed("too_old"), "");
+    inbox.close().expect("closed");
+    let inbox = open_short();
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let count = |sql: &str| connection.query_row(sql, [], |r| r.get::<_, i64>(0)).expect("counted");
+    for _ in 0..100 {
+        if count("SELECT count(*) FROM items") == 1 && count("SELECT count(*) FROM commits") == 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(count("SELECT count(*) FROM items"), 1, "bert waits");
+    assert_eq!(count("SELECT count(*) FROM commits"), 2, "bert's body and what came after it");
+    let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(text(&page.works[0]), "m bert b1 100");
+}
+
+/// Nothing to do but to remove: the committer sleeps between two sweeps.
+#[test]
+fn retention_that_has_work_does_not_keep_the_committer_awake() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let connection = store::open(folder.path()).expect("opens");
+    connection
+        .execute_batch(
+            "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 20000)
+             INSERT INTO commits SELECT i, 0, x'', zeroblob(5000) FROM s;
+             INSERT INTO meta VALUES ('derived_commit', 20000);",
+        )
+        .expect("inserted");
+    let left = || -> i64 {
+        connection.query_row("SELECT count(*) FROM commits", [], |r| r.get(0)).expect("counted")
+    };
+    let (inbox, _received) = open(folder.path());
+    std::thread::sleep(Duration::from_millis(300));
+    let before = (inbox.progress(), left());
+    std::thread::sleep(Duration::from_secs(1));
+    let (passes, gone) = (inbox.progress() - before.0, before.1 - left());
+    assert!(left() > 0 && gone > 0, "{gone} removed, {} left", left());
+    assert!((8..200).contains(&passes), "{passes} passes in a second");
+}
