@@ -2,7 +2,8 @@
 //!
 //! One direction: `http` (edge) -> `webhook` (pure) -> `inbox` (durable), then the 200; after it
 //! `dispatcher` (lanes) -> `turn` { `directory` -> `agent` -> `graph` }, with `ops` at the side.
-//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `store`, `ops::metrics`.
+//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `store`, `turnstile`,
+//! `ops::metrics`.
 
 pub mod agent;
 pub mod app;
@@ -23,4 +24,5 @@ pub mod sandbox;
 pub mod secret;
 pub mod store;
 pub mod turn;
+pub mod turnstile;
 pub mod webhook;

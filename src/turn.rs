@@ -22,6 +22,7 @@ use crate::graph::Graph;
 use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 use crate::secret::masked;
+use crate::turnstile::Turnstile;
 use unpacked::Unpacked;
 
 /// Turns by what they came to.
@@ -69,6 +70,8 @@ pub struct Turns {
     pub draining: Arc<AtomicBool>,
     /// Messages of large bodies.
     pub unpacked: Unpacked,
+    /// Whose turns use the cores now: all but those that wait for their agent or for Graph.
+    pub busy: Turnstile,
 }
 
 /// Fresh works of one job, read.
@@ -80,6 +83,7 @@ struct Batch {
 
 impl Runner for Turns {
     fn run(&self, job: Job) -> Outcome {
+        let _place = self.busy.enter(job.number());
         match job {
             Job::Fresh { works, attempt } => self.fresh(works, attempt),
             Job::Open { turn, attempt } => self.open(turn, attempt),
@@ -188,8 +192,11 @@ impl Turns {
             messages: &batch.messages,
             history: &history,
         };
-        let answered = self.agent.answer(&ask);
-        typing.stop();
+        let answered = self.busy.aside(batch.works[0].number, || {
+            let answered = self.agent.answer(&ask);
+            typing.stop();
+            answered
+        });
         let answer = match answered {
             Ok(answer) => answer,
             Err(failure) => match self.fallback(&failure, batch.attempt) {

@@ -19,6 +19,8 @@ const MESSAGES_PER_CONVERSATION: u64 = 30;
 const GUESS_PER_SECOND: u64 = 12_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
+/// The largest flood; a conversation each.
+const FLOOD_MAX: u64 = 50_000;
 /// The highest rate, messages a second.
 const RATE_MAX: u64 = 1_000_000;
 /// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
@@ -68,6 +70,10 @@ pub struct Args {
     /// reset, a 500 or half an answer, late; implies --receipts, since statuses settle what became of them
     #[arg(long, default_value_t = 0)]
     pub faults: u64,
+    /// Beside the load, three times, so many messages at once to one business, each of another customer: what the others
+    /// notice of it is told
+    #[arg(long, value_name = "MESSAGES")]
+    pub flood: Option<u64>,
     /// Businesses in a MongoDB: the one of this URI (they are left there), of LOADTEST_MONGODB_URI, or a FerretDB that is
     /// built and started from tests/ferretdb; prints the cache's hit rate and the queries a message
     #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
@@ -90,6 +96,10 @@ pub struct Args {
     /// Red if the 99th percentile of the time to the answer is above this, in ms
     #[arg(long)]
     pub max_answer_p99: Option<u64>,
+    /// Red if the 99th percentile of the others' time to the answer beside a flood is more than so many times what it is
+    /// without one
+    #[arg(long, value_name = "TIMES")]
+    pub max_flood_ratio: Option<f64>,
     /// Red if the server was ever larger than this, in MiB resident
     #[arg(long)]
     pub max_rss: Option<u64>,
@@ -157,6 +167,20 @@ impl Args {
         refuse(
             self.statuses && self.mongodb.is_some(),
             "--mongodb: with --statuses no business is looked up; leave one of them out",
+        );
+        refuse(
+            self.flood.is_some() && (self.statuses || self.businesses < 2),
+            "--flood: what the others notice is their time to the answer; leave --statuses out, and take 2 or more \
+             --businesses",
+        );
+        refuse(
+            self.flood.is_some_and(|flood| !(1..=FLOOD_MAX).contains(&flood)),
+            &format!("--flood: must be 1 to {FLOOD_MAX} messages"),
+        );
+        refuse(
+            self.max_flood_ratio
+                .is_some_and(|most| self.flood.is_none() || !(most > 0.0 && most.is_finite())),
+            "--max-flood-ratio: must be a number above 0, and needs --flood",
         );
         refuse(self.duplicates > 100, "--duplicates: it is a share of 100 requests; take 0 to 100");
         refuse(
@@ -276,6 +300,12 @@ mod tests {
             &["--mongodb", "localhost"],
             &["--mongodb", "--statuses"],
             &["--patience", "0"],
+            &["--flood", "0"],
+            &["--flood", "50001"],
+            &["--flood", "10", "--statuses"],
+            &["--flood", "10", "--businesses", "1"],
+            &["--max-flood-ratio", "2"],
+            &["--max-flood-ratio", "0", "--flood", "10"],
             &["--env", "X"],
         ] {
             let faults = faults(bad);

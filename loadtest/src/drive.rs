@@ -19,12 +19,13 @@ use crate::client::{Client, Watchdog};
 use crate::compose::{self, Composer, Said};
 use crate::counts::Counts;
 use crate::fairness::Fairness;
+use crate::flood::{Flood, Flooder};
 use crate::ledger::Ledger;
 use crate::sys::now_us;
 use crate::timing::Recorder;
 
 /// The longest that an answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the end, how long a request without a 200 is still posted again.
 const INSIST: Duration = Duration::from_secs(15);
 /// The first pause before a request is posted again; it doubles up to the longest.
@@ -58,6 +59,8 @@ pub struct Load {
     pub fairness: Fairness,
     /// Message to answer.
     pub answers: Recorder,
+    /// Floods of one business, if there are any.
+    pub flood: Flood,
     /// Counted.
     pub counts: Counts,
     /// Ends the load.
@@ -97,7 +100,7 @@ pub struct Plan {
 
 impl Load {
     /// Nothing runs yet.
-    pub fn new(plan: Plan, ledger: Ledger, businesses: u32) -> Self {
+    pub fn new(plan: Plan, ledger: Ledger, businesses: u32, flood: Flood) -> Self {
         let key = compose::key(&plan.app_secret);
         Self {
             counts: Counts::new(plan.users),
@@ -110,6 +113,7 @@ impl Load {
             lag: Recorder::new(),
             fairness: Fairness::new(businesses),
             answers: Recorder::new(),
+            flood,
             stop: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
             go: AtomicBool::new(false),
@@ -124,10 +128,15 @@ impl Load {
             may::go!(may::coroutine::Builder::new().stack_size(STACK_WORDS), run)
         };
         let users: Vec<_> = (0..self.plan.users).map(|id| User::new(Arc::clone(self), id)).collect();
-        let watches = users.iter().map(|user| Arc::clone(user.client.watch())).collect();
+        let flooder = Flooder::new(self, Composer::new(Arc::clone(&self.key), self.plan.seed));
+        let watches = users.iter().map(|user| user.client.watch()).chain(flooder.iter().map(Flooder::watch));
+        let watches = watches.map(Arc::clone).collect();
         let mut dog = Watchdog::new(ANSWER_TIMEOUT, watches);
         let users = users.into_iter().map(|user| spawn(Box::new(|| user.run())));
         let mut all = users.collect::<std::io::Result<Vec<_>>>()?;
+        if let Some(flooder) = flooder {
+            all.push(spawn(Box::new(|| flooder.run()))?);
+        }
         let load = Arc::clone(self);
         all.push(spawn(Box::new(move || load.canary()))?);
         let watch = move || {
@@ -166,8 +175,44 @@ impl Load {
         self.go.store(true, Relaxed);
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Relaxed) || self.abandon.load(Relaxed)
+    /// Whether it has begun.
+    pub fn is_begun(&self) -> bool {
+        self.go.load(Relaxed)
+    }
+
+    /// Nothing new is posted.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Relaxed) || self.is_abandoned()
+    }
+
+    /// Nothing is posted again either.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandon.load(Relaxed)
+    }
+
+    /// The wall clock at that time, in seconds since the epoch.
+    pub fn seconds(&self, now_us: u64) -> u64 {
+        (self.epoch_us + now_us) / 1_000_000
+    }
+
+    /// Posts until there is a 200; when the request that got it was written, `None` if it was given up.
+    pub fn insist(&self, client: &mut Client, request: &[u8], now_us: u64) -> Option<u64> {
+        let mut pause = PAUSE_FIRST;
+        let mut insist_until = None;
+        let mut written_us = now_us;
+        while !post(client, request, &self.counts) {
+            if self.is_stopped() {
+                let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
+                if self.is_abandoned() || clock::monotonic() > until {
+                    self.counts.given_up.fetch_add(1, Relaxed);
+                    return None;
+                }
+            }
+            clock::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+            written_us = crate::sys::now_us();
+        }
+        Some(written_us)
     }
 }
 
@@ -261,7 +306,7 @@ impl User {
             let business = self.load.ledger.business(conversation);
             self.said.push(Said { conversation, nth, business });
         }
-        let timestamp = (self.load.epoch_us + time.begun_us) / 1_000_000;
+        let timestamp = self.load.seconds(time.begun_us);
         if plan.statuses {
             self.composer.statuses(&self.said, timestamp);
         } else {
@@ -273,22 +318,10 @@ impl User {
 
     /// Posts until there is a 200; false: given up.
     fn deliver(&mut self, time: Time) -> bool {
-        let mut pause = PAUSE_FIRST;
-        let mut insist_until = None;
         // composing one takes a microsecond: not worth another look at the clock
-        let mut written_us = if self.said.len() > 1 { now_us() } else { time.begun_us };
-        while !post(&mut self.client, self.composer.last(), &self.load.counts) {
-            if self.load.is_stopped() {
-                let until = *insist_until.get_or_insert_with(|| clock::monotonic() + INSIST);
-                if self.load.abandon.load(Relaxed) || clock::monotonic() > until {
-                    self.load.counts.given_up.fetch_add(1, Relaxed);
-                    return false;
-                }
-            }
-            clock::sleep(pause);
-            pause = (pause * 2).min(PAUSE_MAX);
-            written_us = now_us();
-        }
+        let written_us = if self.said.len() > 1 { now_us() } else { time.begun_us };
+        let request = self.composer.last();
+        let Some(written_us) = self.load.insist(&mut self.client, request, written_us) else { return false };
         let now = now_us();
         let took_us = now.saturating_sub(time.intended_us);
         self.load.acks.record(self.id as usize, took_us);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::fairness::Share;
+use crate::flood::Flooded;
 use crate::ledger::Tally;
 use crate::machine::Machine;
 use crate::meta::Stats;
@@ -94,6 +95,8 @@ pub struct Figures {
     pub heat_us: Vec<u64>,
     /// By business.
     pub shares: Vec<Share>,
+    /// What the others noticed of a flood.
+    pub flooded: Option<Flooded>,
 }
 
 /// How the run was asked for, as far as figures are judged by it.
@@ -124,6 +127,8 @@ pub struct Asked {
     pub max_p99: Option<u64>,
     /// p99 to the answer in ms, at most.
     pub max_answer_p99: Option<u64>,
+    /// What a flood may make of the others' p99, at most, in times of it.
+    pub max_flood_ratio: Option<f64>,
     /// Resident, in MiB, at most.
     pub max_rss: Option<u64>,
 }

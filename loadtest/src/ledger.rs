@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::names;
+use crate::{flood, names};
 
 /// Messages that may be open over all conversations; who reaches it ends the load. 8 bytes each.
 pub const OPEN_MAX: u64 = 8_000_000;
@@ -23,6 +23,8 @@ const TICK_US: u64 = 10;
 /// All conversations.
 pub struct Ledger {
     businesses: u32,
+    /// From here on conversations are the flood's.
+    flood_first: u32,
     conversations: Box<[Mutex<Conversation>]>,
     open: AtomicU64,
     answered: AtomicU64,
@@ -85,9 +87,15 @@ enum Answer {
 impl Ledger {
     /// For conversations 0 .. `conversations`.
     pub fn new(conversations: u32, businesses: u32) -> Self {
+        Self::with_flood(conversations, businesses, 0)
+    }
+
+    /// The same, and after them so many with the business that is flooded.
+    pub fn with_flood(conversations: u32, businesses: u32, flooded: u32) -> Self {
         Self {
             businesses,
-            conversations: (0..conversations).map(|_| Mutex::default()).collect(),
+            flood_first: conversations,
+            conversations: (0..conversations + flooded).map(|_| Mutex::default()).collect(),
             open: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
@@ -97,7 +105,7 @@ impl Ledger {
 
     /// The business that a conversation is held with.
     pub fn business(&self, conversation: u32) -> u32 {
-        conversation % self.businesses
+        if conversation < self.flood_first { conversation % self.businesses } else { flood::BUSINESS }
     }
 
     /// Enters the next message of a conversation, and returns its place.
@@ -113,8 +121,16 @@ impl Ledger {
         self.open.fetch_sub(left, Relaxed);
     }
 
-    /// A reply went out. `on_first` gets the microseconds from the posting of each message to this first answer.
-    pub fn replied(&self, number: &str, to: &str, text: &str, at_us: u64, mut on_first: impl FnMut(u64)) {
+    /// A reply went out. `on_first` gets each message's conversation and the microseconds from its posting to this first
+    /// answer.
+    pub fn replied(
+        &self,
+        number: &str,
+        to: &str,
+        text: &str,
+        at_us: u64,
+        mut on_first: impl FnMut(u32, u64),
+    ) {
         let mut words = 0;
         for word in text.split_whitespace() {
             words += 1;
@@ -139,7 +155,7 @@ impl Ledger {
         to: &str,
         (conversation, nth): (u32, u32),
         at_us: u64,
-        on_first: &mut dyn FnMut(u64),
+        on_first: &mut dyn FnMut(u32, u64),
     ) {
         let message = || format!("m{conversation}.{nth}");
         let business = self.business(conversation);
@@ -152,7 +168,7 @@ impl Ledger {
         match answer {
             Answer::First { sent_us, late } => {
                 self.answered.fetch_add(1, Relaxed);
-                on_first(at_us.saturating_sub(sent_us));
+                on_first(conversation, at_us.saturating_sub(sent_us));
                 if late {
                     self.note(
                         |w| &mut w.out_of_order,
@@ -261,7 +277,7 @@ mod tests {
 
     use super::*;
 
-    const NONE: fn(u64) = |_| {};
+    const NONE: fn(u32, u64) = |_, _| {};
 
     /// `count` messages of conversation `c`, sent and acknowledged.
     fn said(ledger: &Ledger, c: u32, count: u32) {
@@ -345,7 +361,7 @@ mod tests {
         let ledger = Ledger::new(1, 1);
         let nth = ledger.sent(0, 1_000);
         let mut latency = 0;
-        ledger.replied(&names::number(0), &names::customer(0), "m0.0", 4_000, |us| latency = us);
+        ledger.replied(&names::number(0), &names::customer(0), "m0.0", 4_000, |_, us| latency = us);
         assert_eq!((ledger.open(), latency), (1, 3_000));
         ledger.acknowledged(0, nth);
         assert_eq!(ledger.open(), 0);

@@ -13,6 +13,7 @@ mod disk;
 mod drive;
 mod fairness;
 mod figures;
+mod flood;
 mod judge;
 mod ledger;
 mod machine;

@@ -194,9 +194,10 @@ impl Shared {
         let (Some(number), Some(to), Some(at)) = (words.next(), words.next(), words.next()) else { return };
         let at_us = at.parse().unwrap_or_else(|_| sys::now_us());
         let business = names::business(number);
-        load.ledger.replied(number, to, words.next().unwrap_or_default(), at_us, |us| {
+        load.ledger.replied(number, to, words.next().unwrap_or_default(), at_us, |conversation, us| {
             load.answers.record(at_us as usize, us);
             load.fairness.record(business, us);
+            load.flood.answered(business, conversation, at_us, us);
         });
     }
 }

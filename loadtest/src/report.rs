@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::figures::Figures;
+use crate::flood::{FLOODS, Flooded};
 use crate::judge::{self, State};
 use crate::ledger::Tally;
 use crate::timing::ms;
@@ -29,6 +30,7 @@ pub fn lines(figures: &Figures) -> Vec<Line> {
     if !statuses {
         lines.extend([answers(figures), answer_latency(figures)]);
     }
+    lines.extend(figures.flooded.as_ref().map(|flooded| flood(figures, flooded)));
     lines.extend([server(figures), generator(figures)]);
     lines.extend(figures.directory.as_ref().filter(|d| d.store != "embedded").map(|_| directory(figures)));
     if !statuses {
@@ -115,6 +117,27 @@ fn answer_latency(figures: &Figures) -> Line {
         text.push_str(&format!("; slowest business ({business}) {ratio:.1}x the median p99"));
     }
     line(red, "end to end", text)
+}
+
+fn flood(figures: &Figures, flooded: &Flooded) -> Line {
+    let Flooded { messages, took_us, beside, without } = flooded;
+    let took: Vec<String> = took_us.iter().map(|us| format!("{:.1}", *us as f64 / 1e6)).collect();
+    let ratio = flooded.ratio();
+    let text = format!(
+        "{messages} messages to business {}, all answered after {} s; the others' end to end meanwhile p50 {} p99 {} ms \
+         (of {}), at other times p50 {} p99 {} ms: p99 {}",
+        crate::flood::BUSINESS,
+        took.join(", "),
+        ms(beside.p50),
+        ms(beside.p99),
+        beside.count,
+        ms(without.p50),
+        ms(without.p99),
+        ratio.map_or_else(|| "not to be compared".to_owned(), |ratio| format!("{ratio:.1}x"))
+    );
+    let too_much = figures.asked.max_flood_ratio.is_some_and(|most| ratio.is_none_or(|ratio| ratio > most));
+    let incomplete = took_us.len() < FLOODS as usize && !figures.interrupted;
+    line(incomplete || too_much, "flood", text)
 }
 
 fn server(figures: &Figures) -> Line {
@@ -212,6 +235,7 @@ mod tests {
     use super::*;
     use crate::figures::Asked;
     use crate::ledger::Wrong;
+    use crate::timing::Quantiles;
 
     fn good() -> Figures {
         let tally = Tally { sent: 4000, acknowledged: 4000, answered: 4000, ..Tally::default() };
@@ -258,6 +282,21 @@ mod tests {
         assert_eq!(wrong(|f| f.ack.p99 = 1_000_000), [""; 0]);
         assert_eq!(wrong(|f| (f.ack.p99, f.asked.max_p99) = (1_000_000, Some(100))), ["200"]);
         assert_eq!(wrong(|f| (f.ack.count, f.ack.p50) = (1, 300_000)), ["Meta's rule"]);
+    }
+
+    #[test]
+    fn a_flood_is_told_of_and_red_where_it_is_not_over_or_the_others_felt_it() {
+        let quantiles = |p99| Quantiles { count: 1, p99, ..Quantiles::default() };
+        let (beside, without) = (quantiles(30_000), quantiles(10_000));
+        let flooded = Flooded { messages: 5, took_us: vec![500_000; 3], beside, without };
+        let mut figures = Figures { flooded: Some(flooded), ..good() };
+        assert_eq!(red(&figures), [""; 0]);
+        assert!(lines(&figures).iter().any(|line| line.text.ends_with("p99 3.0x")));
+        figures.asked.max_flood_ratio = Some(2.5);
+        assert_eq!(red(&figures), ["flood"]);
+        figures.asked.max_flood_ratio = None;
+        figures.flooded.as_mut().expect("there is one").took_us.pop();
+        assert_eq!(red(&figures), ["flood"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use whatsapp_webhook::secret::Secret;
 use crate::args::Args;
 use crate::drive::{Load, Plan};
 use crate::figures::{self, Asked, Directory, Figures};
+use crate::flood::{FLOODS, Flood};
 use crate::ledger::{Ledger, OPEN_MAX};
 use crate::machine::Machine;
 use crate::meta::{self, Behaviour, Meta};
@@ -96,8 +97,11 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
         meta.post_to(&format!("http://{}/webhook", server.address()));
     }
     let plan = plan(args, &server);
-    let ledger = Ledger::new(plan.conversations, args.businesses as u32);
-    let load = Arc::new(Load::new(plan, ledger, args.businesses as u32));
+    let flooded = args.flood.unwrap_or(0) as u32;
+    let ledger = Ledger::with_flood(plan.conversations, args.businesses as u32, flooded);
+    let every = Duration::from_secs(args.duration) / (FLOODS + 1);
+    let flood = Flood::new(flooded, plan.conversations, every);
+    let load = Arc::new(Load::new(plan, ledger, args.businesses as u32, flood));
     meta.follow(&load);
     let machine = Machine::look(&path, data.path());
     let trouble = Vec::new();
@@ -387,6 +391,9 @@ impl Bench<'_> {
         if *batch > 1 {
             what.push_str(&format!(", {batch} in a request"));
         }
+        if let Some(flood) = self.args.flood {
+            what.push_str(&format!(", {FLOODS} floods of {flood} messages to one of them"));
+        }
         if *duplicates > 0 {
             what.push_str(&format!(", {duplicates} % posted twice"));
         }
@@ -428,6 +435,7 @@ impl Bench<'_> {
                 min_rate: args.min_rate,
                 max_p99: args.max_p99,
                 max_answer_p99: args.max_answer_p99,
+                max_flood_ratio: args.max_flood_ratio,
                 max_rss: args.max_rss,
             },
             interrupted: self.is_interrupted(),
@@ -446,6 +454,7 @@ impl Bench<'_> {
             tally: self.load.ledger.tally(),
             heat_us: HEAT_US.to_vec(),
             shares: self.load.fairness.shares(),
+            flooded: self.load.flood.flooded(),
             trouble: self.trouble.clone(),
             ..figures
         }

@@ -41,6 +41,14 @@ pub enum Job {
 }
 
 impl Job {
+    /// Hash of the phone_number_id whose it is.
+    pub fn number(&self) -> u64 {
+        match self {
+            Self::Fresh { works, .. } => works.first().map_or(0, |work| work.number),
+            Self::Open { turn, .. } => turn.number,
+        }
+    }
+
     /// Earlier tries.
     pub const fn attempt(&self) -> u32 {
         match self {

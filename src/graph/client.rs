@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use may::sync::Semphore;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -15,10 +14,11 @@ use super::pacing::Pacing;
 use super::{Graph, Send, body, errors};
 use crate::clock;
 use crate::config;
-use crate::event::{Business, Recipient};
+use crate::event::{Business, Recipient, hash64};
 use crate::failure::{Failure, Reason, Source, Verdict};
 use crate::net;
 use crate::ops::metrics::{Counter, Family, Histogram};
+use crate::turnstile::Turnstile;
 
 /// Connecting, at most; a whole call is bounded by GRAPH_TIMEOUT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +45,8 @@ pub(super) static PACED_SECONDS: Histogram =
     Histogram::new("graph_paced_seconds", "How long messages had to wait for their pace.");
 pub(super) static UNPACED: Counter =
     Counter::new("graph_unpaced_total", "Messages that were not paced since a table was full.");
+pub(super) static QUEUED: Counter =
+    Counter::new("graph_queued_total", "Calls that had to wait for one of GRAPH_POOL_SIZE's places.");
 
 /// The Graph API at one URL and version.
 #[derive(Debug)]
@@ -56,23 +58,7 @@ pub struct Client {
     pacing: Mutex<Pacing>,
     /// As many calls at once as connections are kept: more would open and drop a connection each, which costs more than
     /// waiting for one.
-    permits: Semphore,
-}
-
-/// The right to call, given back when it is dropped.
-struct Permit<'a>(&'a Semphore);
-
-impl<'a> Permit<'a> {
-    fn take(permits: &'a Semphore) -> Self {
-        permits.wait();
-        Self(permits)
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        self.0.post();
-    }
+    turnstile: Turnstile,
 }
 
 /// `{"messages":[{"id":"wamid.."}]}`; a `message_status` of `held_for_quality_assessment` is an acceptance
@@ -104,7 +90,7 @@ impl Client {
             base: format!("{}/{}", config.url, config.version),
             timeout: config.timeout,
             pacing: Mutex::new(Pacing::new(config.rate_per_number)),
-            permits: Semphore::new(config.pool_size),
+            turnstile: Turnstile::new(config.pool_size),
         }
     }
 
@@ -114,7 +100,8 @@ impl Client {
         }
         let url = format!("{}/{phone_number_id}/messages", self.base);
         let bearer = Zeroizing::new(format!("Bearer {}", business.token.reveal()));
-        let _permit = Permit::take(&self.permits);
+        let place = self.turnstile.enter(hash64(&[phone_number_id.as_bytes()]));
+        QUEUED.add(u64::from(place.waited));
         let begun = clock::monotonic();
         let answer = self.http.call(&net::Call {
             method: "POST",
@@ -123,7 +110,12 @@ impl Client {
             body,
             timeout: self.timeout,
         });
-        SECONDS.observe(clock::monotonic() - begun);
+        let took = clock::monotonic() - begun;
+        SECONDS.observe(took);
+        if answer.as_ref().is_ok_and(is_2xx) {
+            self.turnstile.saw(took);
+        }
+        drop(place);
         answer.map_err(|e| errors::no_answer(&e))
     }
 }

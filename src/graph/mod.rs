@@ -19,6 +19,7 @@ pub static METRICS: &[&dyn Metric] = &[
     &client::PACED,
     &client::PACED_SECONDS,
     &client::UNPACED,
+    &client::QUEUED,
 ];
 
 /// One message to send.

@@ -58,7 +58,7 @@ pub struct Shared {
     pub feed: Mutex<Option<Arc<dyn Feed>>>,
     /// The bodies of the commit under way, for the look-out for late ones.
     pub in_commit: Mutex<Vec<Append>>,
-    /// Those that came with them and are for the next commit.
+    /// Those that left the queue and are not in a commit yet.
     pub behind: Mutex<Vec<Append>>,
     /// Called once, from the committer, when a commit failed.
     pub on_poison: Box<dyn Fn(String) + Send + Sync>,
@@ -218,13 +218,16 @@ impl Committer {
                 clock::sleep((self.last_commit_at + pace).saturating_sub(clock::monotonic()));
             }
             queue.drain(&mut group.appends, &mut group.orders, patience);
+            // before they are written much may take its time: they wait where the look-out for late ones finds them
+            self.swap_behind(group);
             self.pass(group)?;
-            while self.next_of_group(group) {
+            while self.is_anything_behind() {
                 self.pass(group)?;
             }
             if let Some(keeper) = group.close.take() {
                 self.derive_all()?;
                 self.end()?;
+                queue.close();
                 self.tables.checkpoint();
                 keeper.keep(());
                 return Ok(());
@@ -232,15 +235,16 @@ impl Committer {
         }
     }
 
-    /// Takes what a part of a group left behind; whether there was anything.
-    fn next_of_group(&self, group: &mut Group) -> bool {
-        let mut behind = self.shared.behind.lock();
-        std::mem::swap(&mut *behind, &mut group.appends);
-        !group.appends.is_empty()
+    fn swap_behind(&self, group: &mut Group) {
+        std::mem::swap(&mut *self.shared.behind.lock(), &mut group.appends);
+    }
+
+    fn is_anything_behind(&self) -> bool {
+        !self.shared.behind.lock().is_empty()
     }
 
     fn pass(&mut self, group: &mut Group) -> rusqlite::Result<()> {
-        if group.appends.is_empty() && group.orders.is_empty() {
+        if group.orders.is_empty() && !self.is_anything_behind() {
             return self.idle_pass();
         }
         let is_chores_time = clock::monotonic() >= self.last_chores + CHORES_EVERY;
@@ -253,6 +257,7 @@ impl Committer {
         }
         self.step_aside()?;
         self.ensure_open()?;
+        self.swap_behind(group);
         let received_ms = clock::now();
         let stored = self.store_bodies(&mut group.appends, received_ms)?;
         for order in group.orders.drain(..) {

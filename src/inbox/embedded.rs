@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -105,6 +105,7 @@ impl Embedded {
     /// Ends waits that are late and reads the age of the oldest item, as long as the inbox lives.
     fn look_out(self: &Arc<Self>) -> std::io::Result<()> {
         let inbox = Arc::downgrade(self);
+        let is_asked = Arc::new(AtomicBool::new(false));
         std::thread::Builder::new().name("inbox-lookout".to_owned()).spawn(move || {
             for round in 0_u32.. {
                 clock::sleep(LOOK_OUT);
@@ -116,10 +117,15 @@ impl Embedded {
                 }
                 let refused = late.iter().filter(|handle| handle.refuse(Refusal::Late)).count();
                 super::LATE.add(refused as u64);
-                if round % OLDEST_EVERY == 0
-                    && let Some(Ok(oldest)) = inbox.reader.run(reader::oldest_open)
-                {
-                    inbox.shared.counters.oldest_ms.store(oldest.unwrap_or(0), Relaxed);
+                // not waited for: a disk that holds the reader makes late ones too
+                if round % OLDEST_EVERY == 0 && !is_asked.swap(true, Relaxed) {
+                    let (counters, is_asked) = (Arc::clone(&inbox.shared.counters), Arc::clone(&is_asked));
+                    inbox.reader.post(move |connection| {
+                        if let Ok(oldest) = reader::oldest_open(connection) {
+                            counters.oldest_ms.store(oldest.unwrap_or(0), Relaxed);
+                        }
+                        is_asked.store(false, Relaxed);
+                    });
                 }
             }
         })?;

@@ -57,10 +57,10 @@ impl Append {
         self.body.clear();
         self.items.clear();
         let mut state = waiter.state.lock();
-        if state.generation == self.generation && state.outcome.is_none() {
-            state.outcome = Some(outcome);
+        if state.generation == self.generation {
+            state.outcome.get_or_insert(outcome);
+            state.spare = Some((std::mem::take(&mut self.body), std::mem::take(&mut self.items)));
         }
-        state.spare = Some((std::mem::take(&mut self.body), std::mem::take(&mut self.items)));
         drop(state);
         Some(waiter)
     }
@@ -154,6 +154,7 @@ struct List {
     orders: Vec<Order>,
     bytes: usize,
     committer_sleeps: bool,
+    closed: bool,
 }
 
 impl Queue {
@@ -185,6 +186,9 @@ impl Queue {
             return Err((append, refusal));
         }
         let mut list = self.list.lock();
+        if list.closed {
+            return Err((append, Refusal::Draining));
+        }
         if list.appends.len() >= BODIES_MAX || list.bytes + append.body.len() > BYTES_MAX {
             return Err((append, Refusal::Full));
         }
@@ -194,9 +198,12 @@ impl Queue {
         Ok(())
     }
 
-    /// An order is always taken: what it changes was acknowledged long ago.
+    /// An order is always taken, what it changes was acknowledged long ago; unless nobody is there any more to carry it out.
     pub fn order(&self, order: Order) {
         let mut list = self.list.lock();
+        if list.closed {
+            return;
+        }
         list.orders.push(order);
         self.ring(list);
     }
@@ -220,6 +227,15 @@ impl Queue {
         std::mem::swap(&mut list.appends, appends);
         std::mem::swap(&mut list.orders, orders);
         list.bytes = 0;
+    }
+
+    /// The committer ends: what still came is dropped, and with it everybody's wait for it.
+    pub fn close(&self) {
+        let mut list = self.list.lock();
+        list.closed = true;
+        let left = (std::mem::take(&mut list.appends), std::mem::take(&mut list.orders));
+        drop(list);
+        drop(left);
     }
 
     /// Requests that wait since before `since`, oldest first.
@@ -276,6 +292,8 @@ impl Ticket for Connection {
             let mut state = self.waiter.state.lock();
             if let Some(outcome) = state.outcome.take() {
                 let spare = state.spare.take();
+                // who comes with an outcome from now on is too late
+                state.generation += 1;
                 drop(state);
                 if let Some((body, items)) = spare {
                     self.take_back(body, items);
@@ -296,5 +314,56 @@ impl Connection {
         if items.capacity() * size_of::<Item>() <= BUFFER_KEPT_MAX {
             self.items = items;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::promise::promise;
+
+    #[test]
+    fn nobody_waits_for_a_committer_that_has_ended() {
+        let queue = Arc::new(Queue::new());
+        let (keeper, early) = promise::<u64>();
+        queue.order(Order::Flush(keeper));
+        queue.close();
+        assert_eq!(early.wait(), None);
+        let (keeper, late) = promise::<u64>();
+        queue.order(Order::Flush(keeper));
+        assert_eq!(late.wait(), None);
+        let mut ticket = queue.ticket(0);
+        ticket.body().extend_from_slice(b"body");
+        assert_eq!(ticket.append(0), Err(Refusal::Draining));
+    }
+
+    #[test]
+    fn an_outcome_that_comes_after_the_wait_changes_nothing() {
+        let queue = Arc::new(Queue::new());
+        let mut ticket = queue.ticket(0);
+        let (mut appends, mut orders) = (Vec::new(), Vec::new());
+        let mut handle = None;
+        let mut post = |refusal| {
+            ticket.body().extend_from_slice(b"body");
+            std::thread::scope(|scope| {
+                let posting = scope.spawn(|| ticket.append(0));
+                while appends.is_empty() {
+                    queue.drain(&mut appends, &mut orders, Duration::from_millis(10));
+                }
+                let append: Append = appends.remove(0);
+                let stale: Option<Handle> = std::mem::replace(&mut handle, append.handle());
+                // of the request before, which has its outcome
+                assert!(stale.is_none_or(|stale| !stale.refuse(Refusal::Late)));
+                match refusal {
+                    Some(refusal) => assert!(append.handle().is_some_and(|handle| handle.refuse(refusal))),
+                    None => append.durable(),
+                }
+                posting.join().expect("no panic")
+            })
+        };
+        assert_eq!(post(None), Ok(()));
+        assert_eq!(post(Some(Refusal::Late)), Err(Refusal::Late));
+        assert_eq!(post(None), Ok(()));
+        assert!(!handle.expect("the last").refuse(Refusal::Late));
     }
 }

@@ -1,6 +1,7 @@
 //! The thread that reads pages of open items and memories, on a connection of its own, so that no worker blocks and
 //! the committer does not wait.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
@@ -29,14 +30,21 @@ impl Reader {
             .name("inbox-reader".to_owned())
             .spawn(move || {
                 for job in received {
-                    job(&connection);
+                    // a panic is a bug, and one job's: who waits for it is told, and the next ones run
+                    let _ = catch_unwind(AssertUnwindSafe(|| job(&connection)));
                 }
             })
             .map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?;
         Ok(Self { jobs })
     }
 
-    /// Runs `query` on the thread and waits for it; `None` if the thread is gone.
+    /// Runs `job` on the thread some time, and waits for nothing.
+    pub fn post(&self, job: impl FnOnce(&Connection) + Send + 'static) {
+        // without the thread there is nothing to be read
+        let _ = self.jobs.send(Box::new(job));
+    }
+
+    /// Runs `query` on the thread and waits for it; `None` if the thread is gone or the query panicked.
     pub fn run<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,

@@ -9,10 +9,9 @@
 //! `may` polls descriptor `fd` on worker `fd % workers`, and an unparked coroutine goes to any worker; so the one that
 //! must run on a certain worker waits for a pipe whose descriptor is polled there.
 
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use may::io::CoIo;
 use parking_lot::Mutex;
@@ -22,9 +21,6 @@ use crate::clock;
 
 /// Below this many waiters they are woken directly.
 const FAN_OUT_MIN: usize = 8;
-/// How often the list is looked at where the pipe can't be read.
-const UNHEARD: Duration = Duration::from_millis(1);
-
 /// The coroutines that wake others.
 pub struct Waker {
     helpers: Vec<Helper>,
@@ -62,10 +58,26 @@ impl Waker {
             lists.iter().zip(were_empty).map(|(list, was)| was && !list.is_empty()).collect();
         drop(lists);
         for (helper, ring) in self.helpers.iter().zip(rings) {
-            if ring {
-                (&helper.bell).write_all(&[1]).expect("its reader never ends");
+            if ring && (&helper.bell).write_all(&[1]).is_err() {
+                // its coroutine has ended, and hears no ring any more
+                wake_all(&helper.list, &mut Vec::new());
             }
         }
+    }
+
+    /// Wakes from here whom no coroutine has woken yet.
+    pub fn tell_left(&self) {
+        for helper in &self.helpers {
+            wake_all(&helper.list, &mut Vec::new());
+        }
+    }
+}
+
+/// All of a list, by way of `own`, which is empty again then.
+fn wake_all(list: &Mutex<Vec<Append>>, own: &mut Vec<Append>) {
+    std::mem::swap(&mut *list.lock(), own);
+    for append in own.drain(..) {
+        append.durable();
     }
 }
 
@@ -81,17 +93,16 @@ impl Helper {
             let mut rings = [0; 16];
             loop {
                 match bell_end.read(&mut rings) {
-                    // the committer has ended
-                    Ok(0) => return,
-                    Ok(_) => {}
-                    // a pipe has no reason to fail; if it does nobody must wait for ever
-                    Err(_) => clock::sleep(UNHEARD),
-                }
-                std::mem::swap(&mut *shared.lock(), &mut mine);
-                for append in mine.drain(..) {
-                    append.durable();
+                    Ok(1..) => wake_all(&shared, &mut mine),
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    // the committer has ended, or the pipe failed: from now on a ring fails too
+                    _ => break,
                 }
             }
+            clock::linger();
+            // its registration goes first: once the descriptor is closed its number may be another's
+            drop(bell_end.into_inner());
+            wake_all(&shared, &mut mine);
         };
         let _detached = may::go!(may::coroutine::Builder::new().name("waker".to_owned()), body);
         Ok(Self { list, bell })
@@ -111,7 +122,35 @@ fn polled_by(reader: PipeReader, worker: usize, workers: usize) -> std::io::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::inbox::Ticket;
+    use crate::inbox::queue::Queue;
+
+    #[test]
+    fn without_its_coroutine_a_list_is_woken_from_here() {
+        let (reader, bell) = std::io::pipe().expect("a pipe");
+        let waker = Waker { helpers: vec![Helper { list: Arc::default(), bell }] };
+        drop(reader);
+        let queue = Arc::new(Queue::new());
+        let posts: Vec<_> = (0..FAN_OUT_MIN)
+            .map(|n| {
+                let mut ticket = queue.ticket(n);
+                ticket.body().extend_from_slice(b"body");
+                std::thread::spawn(move || ticket.append(0))
+            })
+            .collect();
+        let (mut appends, mut more, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        while appends.len() < FAN_OUT_MIN {
+            queue.drain(&mut more, &mut orders, Duration::from_millis(10));
+            appends.append(&mut more);
+        }
+        waker.tell(&mut appends);
+        for post in posts {
+            assert_eq!(post.join().expect("no panic"), Ok(()));
+        }
+    }
 
     #[test]
     fn a_pipe_can_be_polled_by_any_worker() {

@@ -185,10 +185,11 @@ impl Transport for Socket {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
         trace::note(|t| t.written = true);
         let rest = &self.buffers.output()[..amount];
-        self.line.until(end, |line| line.registered.write_all(rest)).map_err(|e| {
-            trace::note(|t| t.write_failed = true);
-            ended(e, timeout.reason)
-        })
+        // a deadline right after the last byte is no failed write: it may have arrived
+        let write = |line: &mut Line| {
+            line.registered.write_all(rest).inspect_err(|_| trace::note(|t| t.write_failed = true))
+        };
+        self.line.until(end, write).map_err(|e| ended(e, timeout.reason))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {

@@ -85,22 +85,27 @@ impl Turns {
         if self.is_too_old(turn.stored_ms, clock::now()) {
             return self.dead(turn, nth, &Reason::fixed("too_old"), "not sent within REPLY_MAX_AGE");
         }
-        if !self.wait(self.graph.reserve(&turn.phone_number_id, &turn.to)) {
+        let pace = self.graph.reserve(&turn.phone_number_id, &turn.to);
+        if !pace.is_zero() && !self.busy.aside(turn.number, || self.wait(pace)) {
             return Step::Again(None);
         }
         let id = turn.replies[nth].id.clone();
+        let begun = clock::monotonic();
         if let Err(failure) = self.inbox.sending(&id, turn.number) {
             log::warn!("turn {}: {failure}", turn.id);
             return Step::Again(None);
         }
-        let sent = self.graph.send(&Send {
+        // a commit is what a turn with a place waits for
+        self.busy.saw(clock::monotonic() - begun);
+        let send = Send {
             business,
             phone_number_id: &turn.phone_number_id,
             to: &turn.to,
             body: &turn.replies[nth].body,
             reply_id: &id,
             in_reply_to: None,
-        });
+        };
+        let sent = self.busy.aside(turn.number, || self.graph.send(&send));
         match sent {
             Ok(wamid) => {
                 self.inbox.sent(&id, &wamid);
@@ -156,7 +161,8 @@ impl Turns {
         let until = clock::monotonic() + self.config.send_settle;
         loop {
             let left = until.saturating_sub(clock::monotonic());
-            if self.inbox.evidence(&id, left.min(SLICE)).is_some() {
+            let evidence = self.busy.aside(turn.number, || self.inbox.evidence(&id, left.min(SLICE)));
+            if evidence.is_some() {
                 log::info!("turn {}: reply {id} went out: a status names it", turn.id);
                 turn.replies[nth].state = ReplyState::Sent;
                 self.inbox.forget(&id);

@@ -1,6 +1,7 @@
 //! The embedded inbox by itself, with a toy format: `m <conversation> <id> <seconds>` is a message, `s <reply id>
 //! <status>` a status, lines of a body its items.
 
+mod late;
 mod states;
 
 use std::sync::Arc;

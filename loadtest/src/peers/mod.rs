@@ -20,6 +20,7 @@ use crate::args::rate_fault;
 use crate::client;
 use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
+use crate::flood::Flood;
 use crate::judge::REACHED;
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
@@ -185,7 +186,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
         every: args.rate.map(|rate| Duration::from_secs(1).div_f64(rate as f64)),
         seed,
     };
-    let load = Arc::new(Load::new(plan, Ledger::new(0, BUSINESSES), BUSINESSES));
+    let load = Arc::new(Load::new(plan, Ledger::new(0, BUSINESSES), BUSINESSES, Flood::none()));
     let users = load.start().map_err(|e| format!("the users: {e}"))?;
     let wait = |peer: &mut Peer, time: Duration| {
         let until = clock::monotonic() + time;

@@ -11,6 +11,7 @@ impl Committer {
     pub(super) fn poison(&mut self, group: &mut Group, why: &str) {
         self.shared.queue.refuse(Refusal::Poisoned);
         self.tables.rollback();
+        self.waker.tell_left();
         // what is dropped before its commit is refused as poisoned
         self.shared.in_commit.lock().clear();
         self.shared.behind.lock().clear();
@@ -28,6 +29,7 @@ impl Committer {
         let queue = Arc::clone(&self.shared.queue);
         loop {
             if let Some(keeper) = group.close.take() {
+                queue.close();
                 drop(keeper);
                 return;
             }
