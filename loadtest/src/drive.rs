@@ -21,6 +21,7 @@ use crate::counts::Counts;
 use crate::fairness::Fairness;
 use crate::flood::{Flood, Flooder};
 use crate::ledger::Ledger;
+use crate::stalls::{self, Stalls};
 use crate::sys::now_us;
 use crate::timing::Recorder;
 
@@ -51,6 +52,8 @@ pub struct Load {
     pub ledger: Ledger,
     /// Intended time of a request to its 200.
     pub acks: Recorder,
+    /// Those of `acks` that met no stall of the machine.
+    pub quiet_acks: Recorder,
     /// Request really written to its 200: raw service time.
     pub service: Recorder,
     /// How late this program itself wakes up: what it adds to all other times.
@@ -59,6 +62,10 @@ pub struct Load {
     pub fairness: Fairness,
     /// Message to answer.
     pub answers: Recorder,
+    /// Those of `answers` that met no stall of the machine.
+    pub quiet_answers: Recorder,
+    /// Those stalls.
+    pub stalls: Stalls,
     /// Floods of one business, if there are any.
     pub flood: Flood,
     /// Counted.
@@ -109,10 +116,13 @@ impl Load {
             plan,
             ledger,
             acks: Recorder::new(),
+            quiet_acks: Recorder::new(),
             service: Recorder::new(),
             lag: Recorder::new(),
             fairness: Fairness::new(businesses),
             answers: Recorder::new(),
+            quiet_answers: Recorder::new(),
+            stalls: Stalls::default(),
             flood,
             stop: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
@@ -131,6 +141,7 @@ impl Load {
         let flooder = Flooder::new(self, Composer::new(Arc::clone(&self.key), self.plan.seed));
         let watches = users.iter().map(|user| user.client.watch()).chain(flooder.iter().map(Flooder::watch));
         let watches = watches.map(Arc::clone).collect();
+        stalls::watch(Arc::downgrade(self))?;
         let mut dog = Watchdog::new(ANSWER_TIMEOUT, watches);
         let users = users.into_iter().map(|user| spawn(Box::new(|| user.run())));
         let mut all = users.collect::<std::io::Result<Vec<_>>>()?;
@@ -325,6 +336,9 @@ impl User {
         let now = now_us();
         let took_us = now.saturating_sub(time.intended_us);
         self.load.acks.record(self.id as usize, took_us);
+        if self.load.stalls.is_quiet(time.intended_us) {
+            self.load.quiet_acks.record(self.id as usize, took_us);
+        }
         self.load.service.record(self.id as usize, now.saturating_sub(written_us));
         self.load.counts.of(self.id).ack(self.composer.body_len());
         for said in &self.said {

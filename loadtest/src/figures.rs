@@ -67,6 +67,10 @@ pub struct Figures {
     pub service: Quantiles,
     /// Message to answer.
     pub answer: Quantiles,
+    /// Those of `ack` that met no stall of the machine.
+    pub quiet_ack: Quantiles,
+    /// Those of `answer` that met none.
+    pub quiet_answer: Quantiles,
     /// How late this program woke up.
     pub lag: Quantiles,
     /// From the end of the load to the last answer.

@@ -2,7 +2,7 @@
 //!
 //! Beside the users' load, [`FLOODS`] times evenly over the run, so many messages come in at once for business 0, each of
 //! another customer. The time from message to answer of all other businesses is kept apart by whether a flood was under
-//! way: from its first post to its last answer.
+//! way: from its first post to its last answer. What met a stall of the machine is left out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -85,15 +85,15 @@ impl Flood {
         self.messages > 0 && conversation >= self.first
     }
 
-    /// A first answer, at `at_us`, after `us`.
-    pub fn answered(&self, business: u32, conversation: u32, at_us: u64, us: u64) {
+    /// A first answer, at `at_us`, after `us`; `is_quiet`: it met no stall of the machine, which would be taken for the flood's.
+    pub fn answered(&self, business: u32, conversation: u32, at_us: u64, us: u64, is_quiet: bool) {
         if self.messages == 0 {
             return;
         }
         if self.is_of(conversation) {
             // never below 0: a flood that was given up may still be answered
             let _ = self.open.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1));
-        } else if business != BUSINESS {
+        } else if business != BUSINESS && is_quiet {
             let sent_us = at_us.saturating_sub(us);
             let is_beside = self.open.load(Relaxed) > 0 || sent_us < self.ended_us.load(Relaxed);
             if is_beside { &self.beside } else { &self.without }.record(at_us as usize, us);
@@ -210,10 +210,12 @@ mod tests {
     #[test]
     fn the_others_are_told_apart_by_whether_a_flood_was_under_way() {
         let flood = Flood::new(2, 100, Duration::ZERO);
-        let answered = |business, conversation, at_us, us| flood.answered(business, conversation, at_us, us);
+        let answered =
+            |business, conversation, at_us, us| flood.answered(business, conversation, at_us, us, true);
         answered(1, 1, 1_000, 500);
         flood.open.store(2, Relaxed);
         answered(1, 1, 2_000, 700);
+        flood.answered(1, 1, 2_000, 900, false);
         answered(0, 100, 2_500, 600);
         answered(0, 20, 2_500, 600);
         answered(0, 101, 3_000, 600);
@@ -229,7 +231,7 @@ mod tests {
     #[test]
     fn without_a_flood_nothing_is_told() {
         let flood = Flood::new(0, 100, Duration::ZERO);
-        flood.answered(1, 100, 1_000, 500);
+        flood.answered(1, 100, 1_000, 500, true);
         assert_eq!(flood.flooded(), None);
     }
 }

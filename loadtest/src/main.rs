@@ -30,6 +30,7 @@ mod sample;
 mod scrape;
 mod server;
 mod simulate;
+mod stalls;
 mod sys;
 mod timing;
 

@@ -196,8 +196,13 @@ impl Shared {
         let business = names::business(number);
         load.ledger.replied(number, to, words.next().unwrap_or_default(), at_us, |conversation, us| {
             load.answers.record(at_us as usize, us);
+            // told a moment later, so what is slow in that moment counts against it too
+            let is_quiet = load.stalls.is_quiet(at_us.saturating_sub(us));
+            if is_quiet {
+                load.quiet_answers.record(at_us as usize, us);
+            }
             load.fairness.record(business, us);
-            load.flood.answered(business, conversation, at_us, us);
+            load.flood.answered(business, conversation, at_us, us, is_quiet);
         });
     }
 }

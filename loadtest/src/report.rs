@@ -6,7 +6,7 @@ use crate::figures::Figures;
 use crate::flood::{FLOODS, Flooded};
 use crate::judge::{self, State};
 use crate::ledger::Tally;
-use crate::timing::ms;
+use crate::timing::{Quantiles, ms};
 
 /// A line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,9 +80,29 @@ fn latency(figures: &Figures) -> Line {
     let red = figures.asked.max_p99.is_some_and(|most| figures.ack.p99 > most * 1000);
     let from = if figures.asked.rate.is_some() { "from the intended time" } else { "request to 200" };
     let service = &figures.service;
-    let text =
-        format!("{} ({from}); raw service time p50 {} p99 {}", figures.ack, ms(service.p50), ms(service.p99));
+    let text = format!(
+        "{} ({from}); raw service time p50 {} p99 {}{}",
+        figures.ack,
+        ms(service.p50),
+        ms(service.p99),
+        quiet(&figures.quiet_ack, &figures.ack)
+    );
     line(red, "200", text)
+}
+
+/// Those that met no stall of the machine.
+fn quiet(quiet: &Quantiles, all: &Quantiles) -> String {
+    if all.count == 0 {
+        return String::new();
+    }
+    let share = quiet.count as f64 * 100.0 / all.count as f64;
+    let Quantiles { p50, p99, p999, .. } = *quiet;
+    format!(
+        "; the {share:.0} % that met no stall of the machine: p50 {} p99 {} p99.9 {} ms",
+        ms(p50),
+        ms(p99),
+        ms(p999)
+    )
 }
 
 fn rule(figures: &Figures) -> Line {
@@ -113,6 +133,7 @@ fn answers(figures: &Figures) -> Line {
 fn answer_latency(figures: &Figures) -> Line {
     let red = figures.asked.max_answer_p99.is_some_and(|most| figures.answer.p99 > most * 1000);
     let mut text = format!("{} (message to its reply at Graph)", figures.answer);
+    text.push_str(&quiet(&figures.quiet_answer, &figures.answer));
     if let Some((ratio, business)) = figures.unfairness() {
         text.push_str(&format!("; slowest business ({business}) {ratio:.1}x the median p99"));
     }
@@ -125,7 +146,7 @@ fn flood(figures: &Figures, flooded: &Flooded) -> Line {
     let ratio = flooded.ratio();
     let text = format!(
         "{messages} messages to business {}, all answered after {} s; the others' end to end meanwhile p50 {} p99 {} ms \
-         (of {}), at other times p50 {} p99 {} ms: p99 {}",
+         (of {} without a stall of the machine), at other times p50 {} p99 {} ms: p99 {}",
         crate::flood::BUSINESS,
         took.join(", "),
         ms(beside.p50),
@@ -235,7 +256,6 @@ mod tests {
     use super::*;
     use crate::figures::Asked;
     use crate::ledger::Wrong;
-    use crate::timing::Quantiles;
 
     fn good() -> Figures {
         let tally = Tally { sent: 4000, acknowledged: 4000, answered: 4000, ..Tally::default() };

@@ -450,6 +450,8 @@ impl Bench<'_> {
             ack: Quantiles::of(&self.load.acks.all()),
             service: Quantiles::of(&self.load.service.all()),
             answer: Quantiles::of(&self.load.answers.all()),
+            quiet_ack: Quantiles::of(&self.load.quiet_acks.all()),
+            quiet_answer: Quantiles::of(&self.load.quiet_answers.all()),
             lag: Quantiles::of(&self.load.lag.all()),
             tally: self.load.ledger.tally(),
             heat_us: HEAT_US.to_vec(),

@@ -93,6 +93,16 @@ pub fn own_cpu() -> Duration {
     span(usage.ru_utime) + span(usage.ru_stime)
 }
 
+/// CPU time of the calling thread so far.
+pub fn own_thread_cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call only writes into `time`, which outlives it.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time);
+    }
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// Clock ticks in a second, as /proc counts them.
 pub fn ticks_per_second() -> u64 {
     // SAFETY: a plain library call.

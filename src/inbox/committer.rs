@@ -277,7 +277,7 @@ impl Committer {
         if waited_for {
             self.end()?;
             self.tell(group, stored, received_ms);
-            self.tables.checkpoint_if_due(self.last_group < PACED_GROUP_MIN);
+            self.tables.checkpoint_if_due();
         }
         self.derive_if_due()?;
         self.sweep_if_due()?;
@@ -296,7 +296,7 @@ impl Committer {
         }
         self.end_if_due()?;
         if self.open_since.is_none() && self.deferred.is_empty() && self.bulk.is_empty() {
-            self.tables.checkpoint_if_due(true);
+            self.tables.checkpoint_if_due();
             self.chores()?;
         }
         // also with a transaction open: what is due and not done would keep the thread awake

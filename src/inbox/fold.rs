@@ -1,9 +1,8 @@
 //! When the store's log (SQLite's WAL) is folded into its file (a checkpoint).
 //!
 //! Left to itself SQLite does that inside the COMMIT that finds the log too long, while everybody who waits for it waits.
-//! It takes several times as long as the commit. So it comes after they were woken; and under load a thread beside the
-//! committer does it while commits go on. What they append meanwhile is little, and the committer folds that itself: the
-//! log begins again only once all of it is in the file.
+//! It takes many times as long as the commit. So a thread beside the committer does it while commits go on. What they append meanwhile is little, and
+//! the committer folds that itself, after it has woken who waited: the log begins again only once all of it is in the file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
@@ -44,9 +43,9 @@ impl Fold {
         Ok(Self { pages, at: step, step, beside, has_rest: false })
     }
 
-    /// Folds the log if it has grown long. Not inside a transaction. `is_calm`: nobody is kept waiting by that. What can't
-    /// be folded now (somebody reads it, or the disk fails) stays in the log until it has grown as much again.
-    pub fn fold_if_due(&mut self, connection: &Connection, is_calm: bool) {
+    /// Has the log folded if it has grown long. Not inside a transaction. What can't be folded now (somebody reads it, or the
+    /// disk fails) stays in the log until it has grown as much again.
+    pub fn fold_if_due(&mut self, connection: &Connection) {
         let pages = self.pages.load(Relaxed);
         if self.has_rest {
             if self.beside.is_busy(pages >= WAIT_AT * self.step) {
@@ -62,12 +61,8 @@ impl Fold {
             return;
         }
         self.at = pages + self.step;
-        if is_calm {
-            fold(connection);
-        } else {
-            self.beside.send();
-            self.has_rest = true;
-        }
+        self.beside.send();
+        self.has_rest = true;
     }
 
     /// Waits until the thread has done what it was sent for: SQLite lets one fold at a time.
@@ -162,19 +157,10 @@ impl Beside {
 mod tests {
     use super::*;
 
-    /// A log that is never folded would grow with every commit; a commit of one body takes two pages or more.
+    /// A log that is never folded would grow with every commit; a commit of one body takes two pages or more. The thread
+    /// beside is not waited for, so the log grows by what is committed while it works.
     #[test]
     fn the_log_stays_short_also_after_a_reader_held_it() {
-        held_by_a_reader(true, 20);
-    }
-
-    /// The thread beside is not waited for, so the log grows by what is committed while it works.
-    #[test]
-    fn the_log_stays_short_under_load_too() {
-        held_by_a_reader(false, 256 * WAIT_AT as u64);
-    }
-
-    fn held_by_a_reader(is_calm: bool, more_pages: u64) {
         let folder = tempfile::tempdir().expect("a folder");
         let mut connection = crate::store::open(folder.path()).expect("opens");
         let mut fold = Fold::watch(&mut connection, 4 << 20).expect("watched");
@@ -184,9 +170,9 @@ mod tests {
             connection
                 .execute("INSERT INTO commits VALUES (?1, 0, x'', zeroblob(60000))", [n])
                 .expect("inserted");
-            fold.fold_if_due(&connection, is_calm);
+            fold.fold_if_due(&connection);
         };
-        let most = (256 + more_pages) * 16_500;
+        let most = 256 * (1 + WAIT_AT as u64) * 16_500;
         (0..900).for_each(|n| commit(&mut fold, n));
         assert!(length() <= most, "{}", length());
         let reader = crate::store::open_read_only(folder.path()).expect("opens");

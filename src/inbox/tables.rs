@@ -71,8 +71,8 @@ impl Tables {
     }
 
     /// See [`Fold::fold_if_due`].
-    pub fn checkpoint_if_due(&mut self, is_calm: bool) {
-        self.fold.fold_if_due(&self.connection, is_calm);
+    pub fn checkpoint_if_due(&mut self) {
+        self.fold.fold_if_due(&self.connection);
     }
 
     pub fn begin(&self) -> rusqlite::Result<()> {

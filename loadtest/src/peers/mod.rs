@@ -125,6 +125,8 @@ pub struct Turn {
     pub cpu_in_all: f64,
     /// Request to 200.
     pub ack: Quantiles,
+    /// Those that met no stall of the machine.
+    pub quiet: Quantiles,
     /// The most that was resident over all its processes, in bytes.
     pub rss: u64,
     /// Posts without a 200.
@@ -204,13 +206,14 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
     }
     load.go();
     wait(&mut peer, WARM_UP)?;
-    drop(load.acks.take_interval());
+    drop((load.acks.take_interval(), load.quiet_acks.take_interval()));
     let count = || load.counts.acked();
     let (begun, before, cpu_before) = (clock::monotonic(), count(), proc::tree(peer.pid()).cpu);
     wait(&mut peer, Duration::from_secs(args.duration))?;
     let (elapsed, acked) = (clock::monotonic() - begun, count() - before);
     let look = proc::tree(peer.pid());
     let ack = Quantiles::of(&load.acks.take_interval());
+    let quiet = Quantiles::of(&load.quiet_acks.take_interval());
     load.stop.store(true, Relaxed);
     users.into_iter().for_each(|user| drop(user.join()));
     wait(&mut peer, AFTER)?;
@@ -222,6 +225,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
         cpu: each(look.cpu, acked),
         cpu_in_all: each(after.cpu, all),
         ack,
+        quiet,
         rss: look.rss_peak_bytes,
         failed: load.counts.refused.load(Relaxed) + load.counts.broken.load(Relaxed),
     })

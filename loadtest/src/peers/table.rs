@@ -112,15 +112,15 @@ fn ratio(first: &[Turn], turns: &[Turn]) -> f64 {
 fn table(all: &[Turns]) -> String {
     let Some(first) = all.first() else { return String::new() };
     let mut text = format!(
-        "| server | 200s/s | CPU us a 200 | with what came after | {} to it | p50 ms | p99 ms | p99.9 ms | MiB | no 200 |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| server | 200s/s | CPU us a 200 | with what came after | {} to it | p50 ms | p99 ms | p99.9 ms | p99 without stalls | MiB | no 200 |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         word(first.kind)
     );
     for Turns { kind, turns } in all {
         let of = |of: fn(&Turn) -> f64| median(turns, of);
         let (least, most) = turns.iter().fold((f64::MAX, 0.0_f64), |(l, m), t| (l.min(t.cpu), m.max(t.cpu)));
         text.push_str(&format!(
-            "| {} | {:.0} | {:.1} ({least:.1}-{most:.1}) | {:.1} | {:.2} | {} | {} | {} | {:.0} | {} |\n",
+            "| {} | {:.0} | {:.1} ({least:.1}-{most:.1}) | {:.1} | {:.2} | {} | {} | {} | {} | {:.0} | {} |\n",
             name(*kind),
             of(|t| t.rate),
             of(|t| t.cpu),
@@ -129,6 +129,7 @@ fn table(all: &[Turns]) -> String {
             ms(of(|t| t.ack.p50 as f64) as u64),
             ms(of(|t| t.ack.p99 as f64) as u64),
             ms(of(|t| t.ack.p999 as f64) as u64),
+            ms(of(|t| t.quiet.p99 as f64) as u64),
             of(|t| t.rss as f64) / f64::from(1 << 20),
             turns.iter().map(|t| t.failed).sum::<u64>()
         ));
