@@ -143,6 +143,8 @@ pub struct Asked {
 pub struct Server {
     /// CPU while loaded.
     pub cpu_loaded: u64,
+    /// CPU for a 200 in the parts of the load's time without a stall of the machine.
+    pub cpu_per_quiet_ack: f64,
     /// CPU in all.
     pub cpu: u64,
     /// The most that was resident, in bytes.

@@ -21,6 +21,7 @@ use crate::proc::{self, Look};
 use crate::sample::{HEAT_US, Sampler, Where};
 use crate::scrape::Metrics;
 use crate::server::{self, Data, Server, Setup};
+use crate::stalls::QuietCpu;
 use crate::timing::Quantiles;
 use crate::{names, sys};
 
@@ -168,7 +169,7 @@ impl Bench<'_> {
         self.load.go();
         let sampler = Sampler::start(at).map_err(|e| format!("a thread: {e}"))?;
         eprintln!("loadtest: {}", self.what());
-        self.loaded(begun);
+        figures.server.cpu_per_quiet_ack = self.loaded(begun, before.cpu);
         self.load.stop.store(true, Relaxed);
         figures.elapsed = (clock::monotonic() - begun).as_micros() as u64;
         figures.due = self.load.due(sys::now_us()).unwrap_or(0);
@@ -266,19 +267,24 @@ impl Bench<'_> {
         }
     }
 
-    /// Until the time is over, or there is a reason to stop before.
-    fn loaded(&mut self, begun: Duration) {
+    /// Until the time is over, or there is a reason to stop before. The CPU for a 200 where the machine did not stall.
+    fn loaded(&mut self, begun: Duration, cpu: Duration) -> f64 {
         let end = begun + Duration::from_secs(self.args.duration);
         let mut tell_at = begun + TELL_EVERY;
+        let mut quiet = QuietCpu::new(cpu, 0);
         while clock::monotonic() < end && !self.is_interrupted() {
             clock::sleep(LOOK_EVERY.min(end.saturating_sub(clock::monotonic())));
             if self.is_down() {
-                return;
+                return quiet.per_ack();
+            }
+            if quiet.is_due() {
+                let cpu = self.look().cpu;
+                quiet.look(&self.load.stalls, cpu, self.load.counts.acked());
             }
             if self.load.ledger.open() >= OPEN_MAX {
                 self.trouble
                     .push(format!("the load ended early: {OPEN_MAX} messages wait for their answers"));
-                return;
+                return quiet.per_ack();
             }
             if clock::monotonic() >= tell_at {
                 tell_at += TELL_EVERY;
@@ -287,6 +293,7 @@ impl Bench<'_> {
             }
         }
         self.look();
+        quiet.per_ack()
     }
 
     fn tell(&self, begun: Duration) {

@@ -27,6 +27,8 @@ const PAGES: usize = 64;
 const PAGE: usize = 4096;
 /// Bytes that it passes through a pipe.
 const CALLS: usize = 10;
+/// How long a part of a load is, in microseconds: the system counts CPU time in hundredths of a second.
+const PART_US: u64 = 250_000;
 /// Times of which the median is taken, ..
 const KEPT: usize = 512;
 /// .. anew after so many.
@@ -70,6 +72,41 @@ pub fn watch(load: Weak<Load>) -> std::io::Result<()> {
         }
     };
     std::thread::Builder::new().name("stalls".to_owned()).spawn(look_out).map(drop)
+}
+
+/// The CPU that each 200 took in those parts of a load that met no stall.
+pub struct QuietCpu {
+    since_us: u64,
+    cpu: Duration,
+    acked: u64,
+    quiet_cpu: Duration,
+    quiet_acked: u64,
+}
+
+impl QuietCpu {
+    /// At the begin of the load, with the server's CPU time and the 200s so far.
+    pub fn new(cpu: Duration, acked: u64) -> Self {
+        Self { since_us: now_us(), cpu, acked, quiet_cpu: Duration::ZERO, quiet_acked: 0 }
+    }
+
+    /// Whether the next part is over.
+    pub fn is_due(&self) -> bool {
+        now_us() >= self.since_us + PART_US
+    }
+
+    /// A part is over.
+    pub fn look(&mut self, stalls: &Stalls, cpu: Duration, acked: u64) {
+        if stalls.is_quiet(self.since_us) {
+            self.quiet_cpu += cpu.saturating_sub(self.cpu);
+            self.quiet_acked += acked - self.acked;
+        }
+        (self.since_us, self.cpu, self.acked) = (now_us(), cpu, acked);
+    }
+
+    /// Microseconds a 200; 0 if no part was quiet.
+    pub fn per_ack(&self) -> f64 {
+        if self.quiet_acked == 0 { 0.0 } else { self.quiet_cpu.as_secs_f64() * 1e6 / self.quiet_acked as f64 }
+    }
 }
 
 /// CPU time of the work; `None` if it can't be done.
@@ -123,6 +160,19 @@ mod tests {
         stalls.was_slow(1_000_000);
         assert!(!stalls.is_quiet(900_000) && !stalls.is_quiet(1_000_000) && !stalls.is_quiet(1_100_000));
         assert!(stalls.is_quiet(1_100_002));
+    }
+
+    #[test]
+    fn the_cpu_of_parts_with_a_stall_is_left_out() {
+        let (stalls, ms) = (Stalls::default(), Duration::from_millis);
+        let mut quiet = QuietCpu::new(ms(100), 1_000);
+        quiet.since_us = 10_000_000;
+        assert_eq!(quiet.per_ack(), 0.0);
+        quiet.look(&stalls, ms(120), 2_000);
+        assert_eq!(quiet.per_ack(), 20.0);
+        stalls.was_slow(quiet.since_us + 5);
+        quiet.look(&stalls, ms(220), 3_000);
+        assert_eq!(quiet.per_ack(), 20.0);
     }
 
     #[test]

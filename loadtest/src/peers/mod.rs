@@ -24,6 +24,7 @@ use crate::flood::Flood;
 use crate::judge::REACHED;
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
+use crate::stalls::QuietCpu;
 use crate::timing::Quantiles;
 use crate::{proc, sys};
 use start::Peer;
@@ -121,6 +122,8 @@ pub struct Turn {
     pub rate: f64,
     /// CPU for a 200 while loaded, in microseconds.
     pub cpu: f64,
+    /// The same in the parts without a stall of the machine; 0 if there were none.
+    pub quiet_cpu: f64,
     /// CPU for a 200 with what was put off until after the load.
     pub cpu_in_all: f64,
     /// Request to 200.
@@ -209,7 +212,13 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
     drop((load.acks.take_interval(), load.quiet_acks.take_interval()));
     let count = || load.counts.acked();
     let (begun, before, cpu_before) = (clock::monotonic(), count(), proc::tree(peer.pid()).cpu);
-    wait(&mut peer, Duration::from_secs(args.duration))?;
+    let mut quiet_cpu = QuietCpu::new(cpu_before, count());
+    while clock::monotonic() < begun + Duration::from_secs(args.duration) {
+        wait(&mut peer, LOOK_EVERY)?;
+        if quiet_cpu.is_due() {
+            quiet_cpu.look(&load.stalls, proc::tree(peer.pid()).cpu, count());
+        }
+    }
     let (elapsed, acked) = (clock::monotonic() - begun, count() - before);
     let look = proc::tree(peer.pid());
     let ack = Quantiles::of(&load.acks.take_interval());
@@ -223,6 +232,7 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
     Ok(Turn {
         rate: acked as f64 / elapsed.as_secs_f64(),
         cpu: each(look.cpu, acked),
+        quiet_cpu: quiet_cpu.per_ack(),
         cpu_in_all: each(after.cpu, all),
         ack,
         quiet,

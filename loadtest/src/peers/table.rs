@@ -99,6 +99,12 @@ fn median(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
     }
 }
 
+/// Of those that are not 0.
+fn median_of_known(turns: &[Turn], of: impl Fn(&Turn) -> f64) -> f64 {
+    let known: Vec<Turn> = turns.iter().filter(|turn| of(turn) > 0.0).copied().collect();
+    median(&known, of)
+}
+
 /// The peers' CPU is divided through that of the first, turn by turn: both had the same machine.
 fn ratio(first: &[Turn], turns: &[Turn]) -> f64 {
     let ratios: Vec<Turn> = first
@@ -112,18 +118,19 @@ fn ratio(first: &[Turn], turns: &[Turn]) -> f64 {
 fn table(all: &[Turns]) -> String {
     let Some(first) = all.first() else { return String::new() };
     let mut text = format!(
-        "| server | 200s/s | CPU us a 200 | with what came after | {} to it | p50 ms | p99 ms | p99.9 ms | p99 without stalls | MiB | no 200 |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| server | 200s/s | CPU us a 200 | without stalls | with what came after | {} to it | p50 ms | p99 ms | p99.9 ms | p99 without stalls | MiB | no 200 |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         word(first.kind)
     );
     for Turns { kind, turns } in all {
         let of = |of: fn(&Turn) -> f64| median(turns, of);
         let (least, most) = turns.iter().fold((f64::MAX, 0.0_f64), |(l, m), t| (l.min(t.cpu), m.max(t.cpu)));
         text.push_str(&format!(
-            "| {} | {:.0} | {:.1} ({least:.1}-{most:.1}) | {:.1} | {:.2} | {} | {} | {} | {} | {:.0} | {} |\n",
+            "| {} | {:.0} | {:.1} ({least:.1}-{most:.1}) | {:.1} | {:.1} | {:.2} | {} | {} | {} | {} | {:.0} | {} |\n",
             name(*kind),
             of(|t| t.rate),
             of(|t| t.cpu),
+            median_of_known(turns, |t| t.quiet_cpu),
             of(|t| t.cpu_in_all),
             ratio(&first.turns, turns),
             ms(of(|t| t.ack.p50 as f64) as u64),
@@ -144,13 +151,14 @@ mod tests {
     #[test]
     fn the_table_has_medians_and_ratios_of_the_same_round() {
         let turn = |cpu: f64| Turn { cpu, cpu_in_all: cpu, rate: 1000.0, ..Turn::default() };
+        let quiet = Turn { quiet_cpu: 9.0, ..turn(12.0) };
         let all = [
-            Turns { kind: Kind::Ours, turns: vec![turn(10.0), turn(20.0), turn(12.0)] },
+            Turns { kind: Kind::Ours, turns: vec![turn(10.0), turn(20.0), quiet] },
             Turns { kind: Kind::Items, turns: vec![turn(20.0), turn(40.0), turn(30.0)] },
         ];
         let table = table(&all);
-        assert!(table.contains("| 12.0 (10.0-20.0) | 12.0 | 1.00 |"), "{table}");
-        assert!(table.contains("| 30.0 (20.0-40.0) | 30.0 | 0.50 |"), "{table}");
+        assert!(table.contains("| 12.0 (10.0-20.0) | 9.0 | 12.0 | 1.00 |"), "{table}");
+        assert!(table.contains("| 30.0 (20.0-40.0) | 0.0 | 30.0 | 0.50 |"), "{table}");
         assert_eq!(median(&[turn(1.0), turn(3.0)], |t| t.cpu), 2.0);
     }
 }
