@@ -89,6 +89,14 @@ pub fn open(data_dir: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
+/// Somebody else holds the lock that was asked for.
+pub fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+    )
+}
+
 /// Opens the store for reading only; it must be there.
 pub fn open_read_only(data_dir: &Path) -> Result<Connection, OpenError> {
     let path = data_dir.join(FILE);

@@ -85,7 +85,8 @@ impl Flood {
         self.messages > 0 && conversation >= self.first
     }
 
-    /// A first answer, at `at_us`, after `us`; `is_quiet`: it met no stall of the machine, which would be taken for the flood's.
+    /// A first answer, at `at_us`, after `us`; `is_quiet`: it met no stall of the machine, which would be taken for the
+    /// flood's.
     pub fn answered(&self, business: u32, conversation: u32, at_us: u64, us: u64, is_quiet: bool) {
         if self.messages == 0 {
             return;

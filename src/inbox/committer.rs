@@ -357,7 +357,9 @@ impl Committer {
         }
         loop {
             match self.tables.begin() {
-                Err(e) if is_busy(&e) => log::warn!("inbox: another process holds the store's write lock"),
+                Err(e) if store::is_busy(&e) => {
+                    log::warn!("inbox: another process holds the store's write lock")
+                }
                 other => {
                     self.open_since = Some(clock::monotonic());
                     return other;
@@ -494,11 +496,4 @@ impl Committer {
         self.counters.moved(from, state);
         Ok(())
     }
-}
-
-fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
-    )
 }

@@ -1,8 +1,9 @@
 //! When the store's log (SQLite's WAL) is folded into its file (a checkpoint).
 //!
 //! Left to itself SQLite does that inside the COMMIT that finds the log too long, while everybody who waits for it waits.
-//! It takes many times as long as the commit. So a thread beside the committer does it while commits go on. What they append meanwhile is little, and
-//! the committer folds that itself, after it has woken who waited: the log begins again only once all of it is in the file.
+//! It takes many times as long as the commit. So a thread beside the committer does it while commits go on. What they
+//! append meanwhile is little, and the committer folds that itself, after it has woken who waited: the log begins again
+//! only once all of it is in the file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
@@ -43,8 +44,8 @@ impl Fold {
         Ok(Self { pages, at: step, step, beside, has_rest: false })
     }
 
-    /// Has the log folded if it has grown long. Not inside a transaction. What can't be folded now (somebody reads it, or the
-    /// disk fails) stays in the log until it has grown as much again.
+    /// Has the log folded if it has grown long. Not inside a transaction. What can't be folded now (somebody reads it, or
+    /// the disk fails) stays in the log until it has grown as much again.
     pub fn fold_if_due(&mut self, connection: &Connection) {
         let pages = self.pages.load(Relaxed);
         if self.has_rest {

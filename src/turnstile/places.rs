@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// What a number may have at least, if places are free.
 pub const WINDOW_MIN: usize = 16;
-/// What one number's window is made for, at the fastest answer: four times the 1,000 messages a second that Meta allows at most
-/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with its read receipt.
+/// What one number's window is made for, at the fastest answer: four times the 1,000 messages a second that Meta allows
+/// at most (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with its read receipt.
 pub const CALLS_PER_SECOND: usize = 4_000;
 /// The fastest answer is that of the last one to two times this.
 pub const MEMORY: Duration = Duration::from_secs(60);

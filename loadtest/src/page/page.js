@@ -156,8 +156,8 @@ function rules() {
 }
 function latencies() {
   const names = [["p50", "p50"], ["p90", "p90"], ["p95", "p95"], ["p99", "p99"], ["p999", "p99.9"], ["max", "max"]];
-  const kinds = [[run.asked.rate ? "to the 200, from the intended time" : "to the 200", run.ack], ["raw service time", run.service]];
-  if (!statuses) kinds.push(["to the answer", run.answer]);
+  const kinds = [[run.asked.rate ? "to the 200, from the intended time" : "to the 200", run.ack], ["those without a stall of the machine", run.quiet_ack], ["raw service time", run.service]];
+  if (!statuses) kinds.push(["to the answer", run.answer], ["those without a stall of the machine", run.quiet_answer]);
   kinds.push(["how late this program woke up", run.lag]);
   const rows = kinds.map(([name, q]) => [name, ...names.map(([key]) => q.count ? time(q[key]) : "–"), count(q.count)]);
   const note = run.asked.rate
