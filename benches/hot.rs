@@ -31,6 +31,8 @@ mod lanes;
 mod pair;
 #[path = "../tests/it/stub_inbox.rs"]
 mod stub_inbox;
+#[path = "hot/turnstile.rs"]
+mod turnstile;
 #[path = "hot/wake.rs"]
 mod wake;
 #[path = "hot/webhook.rs"]
@@ -49,5 +51,6 @@ fn main() -> ExitCode {
     inbox::bench(&mut pairs);
     wake::bench(&mut pairs);
     graph::bench(&mut pairs);
+    turnstile::bench(&mut pairs);
     pairs.end()
 }

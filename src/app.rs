@@ -92,7 +92,7 @@ impl App {
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
             unpacked: turn::unpacked::Unpacked::default(),
-            busy: Turnstile::new(usize::MAX),
+            busy: Turnstile::new(usize::MAX, turn::COMMITS_PER_SECOND),
         };
         let dispatcher =
             Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)

@@ -49,6 +49,10 @@ const KEPT: usize = 2;
 const DEAD: usize = 3;
 const RETRIED: usize = 4;
 
+/// What a number's turns at once are made for, at the fastest commit: the 1,000 messages a second that Meta allows one
+/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with two commits that
+/// it waits for while another one is under way; and as much again, since a disk's usual sync is not its fastest.
+pub const COMMITS_PER_SECOND: usize = 16_000;
 /// Waits longer than this are cut into slices, so that a drain ends them.
 const SLICE: Duration = Duration::from_millis(500);
 
@@ -84,6 +88,10 @@ struct Batch {
 impl Runner for Turns {
     fn run(&self, job: Job) -> Outcome {
         let _place = self.busy.enter(job.number());
+        if self.draining.load(Relaxed) {
+            // it waited for its place: what has not begun stays on disk
+            return Outcome::Again { job, after: None };
+        }
         match job {
             Job::Fresh { works, attempt } => self.fresh(works, attempt),
             Job::Open { turn, attempt } => self.open(turn, attempt),

@@ -27,35 +27,36 @@ pub struct Place<'a> {
 }
 
 impl Turnstile {
-    /// So many places over all; `usize::MAX`: as many as the numbers' windows allow.
-    pub fn new(total: usize) -> Self {
-        Self(Mutex::new(Places::new(total)))
+    /// So many places over all; `usize::MAX`: as many as the numbers' windows allow, which are made for so many uses a second.
+    pub fn new(total: usize, per_second: usize) -> Self {
+        Self(Mutex::new(Places::new(total, per_second)))
     }
 
     /// Takes a place for this number, when there is one. A coroutine that ends soon after needs [`clock::linger`].
     pub fn enter(&self, number: u64) -> Place<'_> {
-        let waited = self.take(number);
+        let waited = self.take(number, false);
         Place { turnstile: self, number, waited }
     }
 
-    /// Does something meanwhile for which no place is needed, with the place given away: for who has one of this number.
+    /// Does something meanwhile for which no place is needed, with the place given away: for who has one of this number. It
+    /// comes back before those of the number who have not begun.
     pub fn aside<T>(&self, number: u64, work: impl FnOnce() -> T) -> T {
         let back = Back { turnstile: self, number };
         self.give(number);
         let done = work();
         std::mem::forget(back);
-        self.take(number);
+        self.take(number, true);
         done
     }
 
     /// Whether it had to wait.
-    fn take(&self, number: u64) -> bool {
+    fn take(&self, number: u64, returns: bool) -> bool {
         let mut places = self.0.lock();
-        if places.take(number) {
+        if places.take(number, returns) {
             return false;
         }
         let waiter = Arc::new(Blocker::new(true));
-        places.wait(number, waiter.clone());
+        places.wait(number, returns, waiter.clone());
         drop(places);
         // no timeout, and cancelling is ignored: it returns because it has its place
         let _ = waiter.park(None);
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     #[allow(clippy::disallowed_methods, reason = "the test's threads are no coroutines")]
     fn no_more_than_the_places_are_inside_and_everybody_was() {
-        let turnstile = Arc::new(Turnstile::new(3));
+        let turnstile = Arc::new(Turnstile::new(3, 1));
         let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let visit = |n: u64| {
             let (turnstile, inside, most) = (turnstile.clone(), inside.clone(), most.clone());
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_panic_gives_the_place_back_once() {
-        let turnstile = Turnstile::new(2);
+        let turnstile = Turnstile::new(2, 1);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _place = turnstile.enter(1);
             turnstile.aside(1, || panic!("on purpose"));

@@ -2,7 +2,8 @@
 //!
 //! Beside the users' load, [`FLOODS`] times evenly over the run, so many messages come in at once for business 0, each of
 //! another customer. The time from message to answer of all other businesses is kept apart by whether a flood was under
-//! way: from its first post to its last answer. What met a stall of the machine is left out.
+//! way: from its first post to its last answer. What met a stall of the machine is left out
+//! of the comparison, but told beside it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -44,6 +45,9 @@ pub struct Flood {
     ended_us: AtomicU64,
     beside: Recorder,
     without: Recorder,
+    /// With those that met a stall of the machine.
+    beside_all: Recorder,
+    without_all: Recorder,
     took_us: Mutex<Vec<u64>>,
 }
 
@@ -59,6 +63,10 @@ pub struct Flooded {
     pub beside: Quantiles,
     /// The same at all other times.
     pub without: Quantiles,
+    /// Both with those that met a stall of the machine: while one was under way ..
+    pub beside_all: Quantiles,
+    /// .. and at all other times.
+    pub without_all: Quantiles,
 }
 
 impl Flood {
@@ -72,6 +80,8 @@ impl Flood {
             ended_us: AtomicU64::new(0),
             beside: Recorder::new(),
             without: Recorder::new(),
+            beside_all: Recorder::new(),
+            without_all: Recorder::new(),
             took_us: Mutex::default(),
         }
     }
@@ -93,11 +103,19 @@ impl Flood {
         }
         if self.is_of(conversation) {
             // never below 0: a flood that was given up may still be answered
-            let _ = self.open.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1));
-        } else if business != BUSINESS && is_quiet {
+            let open = self.open.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1));
+            if open == Ok(1) {
+                self.ended_us.store(now_us(), Relaxed);
+            }
+        } else if business != BUSINESS {
             let sent_us = at_us.saturating_sub(us);
             let is_beside = self.open.load(Relaxed) > 0 || sent_us < self.ended_us.load(Relaxed);
-            if is_beside { &self.beside } else { &self.without }.record(at_us as usize, us);
+            let (quiet, all) =
+                if is_beside { (&self.beside, &self.beside_all) } else { (&self.without, &self.without_all) };
+            all.record(at_us as usize, us);
+            if is_quiet {
+                quiet.record(at_us as usize, us);
+            }
         }
     }
 
@@ -108,6 +126,8 @@ impl Flood {
             took_us: self.took_us.lock().clone(),
             beside: Quantiles::of(&self.beside.all()),
             without: Quantiles::of(&self.without.all()),
+            beside_all: Quantiles::of(&self.beside_all.all()),
+            without_all: Quantiles::of(&self.without_all.all()),
         })
     }
 }
@@ -170,7 +190,6 @@ impl Flooder {
             }
             clock::sleep(Duration::from_millis(1));
         }
-        flood.ended_us.store(now_us(), Relaxed);
         flood.took_us.lock().push(now_us() - begun);
         true
     }
@@ -225,6 +244,7 @@ mod tests {
         answered(1, 1, 5_000, 500);
         let flooded = flood.flooded().expect("there is one");
         assert_eq!((flooded.beside.count, flooded.without.count), (2, 2));
+        assert_eq!((flooded.beside_all.count, flooded.without_all.count), (3, 2));
         assert_eq!((flooded.beside.max, flooded.without.max), (1_500, 500));
         assert_eq!(flooded.ratio(), Some(3.0));
     }

@@ -141,19 +141,22 @@ fn answer_latency(figures: &Figures) -> Line {
 }
 
 fn flood(figures: &Figures, flooded: &Flooded) -> Line {
-    let Flooded { messages, took_us, beside, without } = flooded;
+    let Flooded { messages, took_us, beside, without, beside_all, without_all } = flooded;
     let took: Vec<String> = took_us.iter().map(|us| format!("{:.1}", *us as f64 / 1e6)).collect();
     let ratio = flooded.ratio();
     let text = format!(
         "{messages} messages to business {}, all answered after {} s; the others' end to end meanwhile p50 {} p99 {} ms \
-         (of {} without a stall of the machine), at other times p50 {} p99 {} ms: p99 {}",
+         (with the machine's stalls p99 {}; {} of {} met none), at other times p50 {} p99 {} ms (with them p99 {}): p99 {}",
         crate::flood::BUSINESS,
         took.join(", "),
         ms(beside.p50),
         ms(beside.p99),
+        ms(beside_all.p99),
         beside.count,
+        beside_all.count,
         ms(without.p50),
         ms(without.p99),
+        ms(without_all.p99),
         ratio.map_or_else(|| "not to be compared".to_owned(), |ratio| format!("{ratio:.1}x"))
     );
     let too_much = figures.asked.max_flood_ratio.is_some_and(|most| ratio.is_none_or(|ratio| ratio > most));
@@ -309,7 +312,8 @@ mod tests {
     fn a_flood_is_told_of_and_red_where_it_is_not_over_or_the_others_felt_it() {
         let quantiles = |p99| Quantiles { count: 1, p99, ..Quantiles::default() };
         let (beside, without) = (quantiles(30_000), quantiles(10_000));
-        let flooded = Flooded { messages: 5, took_us: vec![500_000; 3], beside, without };
+        let flooded =
+            Flooded { messages: 5, took_us: vec![500_000; 3], beside, without, ..Flooded::default() };
         let mut figures = Figures { flooded: Some(flooded), ..good() };
         assert_eq!(red(&figures), [""; 0]);
         assert!(lines(&figures).iter().any(|line| line.text.ends_with("p99 3.0x")));

@@ -18,6 +18,8 @@ use crate::sys::{now_us, own_thread_cpu};
 
 /// What piled up in a stall is done this long after it, in microseconds.
 pub const AFTER_US: u64 = 100_000;
+/// No stall and what piles up in it makes a request take longer, in microseconds: what did is counted, whenever it was.
+const LONGEST_US: u64 = 400_000;
 /// How often the work is done; it takes about 10 us.
 const EVERY: Duration = Duration::from_millis(2);
 /// So many times its median is slow.
@@ -42,10 +44,19 @@ pub struct Stalls {
 }
 
 impl Stalls {
-    /// Whether nothing was slow for a request that came at `from_us` and ends now.
+    /// Whether nothing was slow for a request that came at `from_us` and ends now; or it took so long that no stall explains
+    /// it.
     pub fn is_quiet(&self, from_us: u64) -> bool {
+        if now_us().saturating_sub(from_us) > LONGEST_US {
+            return true;
+        }
+        !self.was_any(from_us)
+    }
+
+    /// Whether anything was slow since `from_us`, or shortly before.
+    fn was_any(&self, from_us: u64) -> bool {
         let slow_us = self.slow_us.load(Relaxed);
-        slow_us == 0 || slow_us + AFTER_US < from_us
+        slow_us > 0 && slow_us + AFTER_US >= from_us
     }
 
     fn was_slow(&self, at_us: u64) {
@@ -96,7 +107,7 @@ impl QuietCpu {
 
     /// A part is over.
     pub fn look(&mut self, stalls: &Stalls, cpu: Duration, acked: u64) {
-        if stalls.is_quiet(self.since_us) {
+        if !stalls.was_any(self.since_us) {
             self.quiet_cpu += cpu.saturating_sub(self.cpu);
             self.quiet_acked += acked - self.acked;
         }
@@ -154,12 +165,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_quiet_if_nothing_was_slow_shortly_before_it_or_during_it() {
+    fn a_request_is_quiet_if_nothing_was_slow_shortly_before_it_or_during_it_or_it_took_too_long_for_that() {
         let stalls = Stalls::default();
-        assert!(stalls.is_quiet(0));
+        assert!(!stalls.was_any(0));
         stalls.was_slow(1_000_000);
-        assert!(!stalls.is_quiet(900_000) && !stalls.is_quiet(1_000_000) && !stalls.is_quiet(1_100_000));
-        assert!(stalls.is_quiet(1_100_002));
+        assert!(stalls.was_any(900_000) && stalls.was_any(1_000_000) && stalls.was_any(1_100_001));
+        assert!(!stalls.was_any(1_100_002));
+        let now = now_us() + 2 * LONGEST_US;
+        stalls.was_slow(now);
+        assert!(!stalls.is_quiet(now), "a stall explains it");
+        assert!(stalls.is_quiet(0) == (now_us() > LONGEST_US), "no stall takes as long as since then");
     }
 
     #[test]

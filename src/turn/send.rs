@@ -105,10 +105,12 @@ impl Turns {
             reply_id: &id,
             in_reply_to: None,
         };
-        let sent = self.busy.aside(turn.number, || self.graph.send(&send));
+        let sent = self.busy.aside(turn.number, || {
+            // recorded before anything else is waited for
+            self.graph.send(&send).inspect(|wamid| self.inbox.sent(&id, wamid))
+        });
         match sent {
-            Ok(wamid) => {
-                self.inbox.sent(&id, &wamid);
+            Ok(_) => {
                 turn.replies[nth].state = ReplyState::Sent;
                 REPLIES.inc();
                 Step::Settled

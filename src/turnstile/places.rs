@@ -1,21 +1,19 @@
 //! Who gets a place. Pure: time is an argument, and what waits is the caller's.
 //!
 //! Places are few, numbers are many, and a number that is flooded or hangs must not take them from the others:
-//! - What a number has at once is bounded by its window: [`WINDOW_MIN`], or what [`CALLS_PER_SECOND`] need where the other
-//!   side is far away. So a window binds where a flood of one number would fill our own queues, and not where it waits
-//!   for a network.
+//! - What a number has at once is bounded by its window: [`WINDOW_MIN`], or what `per_second` uses need where each takes
+//!   long. So a window binds where a flood of one number would fill our own queues, and not where it waits for a disk or
+//!   a network.
 //! - An eighth of the places is kept free for numbers that have less than their share, `total / (active numbers + 1)`.
-//! - A place that is given back goes to the numbers that wait in turn, and within a number to who waited longest.
+//! - A place that is given back goes to the numbers that wait in turn, and within a number first to who has begun already
+//!   and comes back, then to who waited longest. Else a flood would begin all it has before it ends any.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// What a number may have at least, if places are free.
 pub const WINDOW_MIN: usize = 16;
-/// What one number's window is made for, at the fastest answer: four times the 1,000 messages a second that Meta allows
-/// at most (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with its read receipt.
-pub const CALLS_PER_SECOND: usize = 4_000;
-/// The fastest answer is that of the last one to two times this.
+/// How long a use takes is that of the fastest in the last one to two times this.
 pub const MEMORY: Duration = Duration::from_secs(60);
 /// Kept free for numbers below their share, at most (an eighth of all if that is less).
 const RESERVE_MAX: usize = 256;
@@ -26,7 +24,11 @@ const LOOKS_MAX: usize = 32;
 #[derive(Debug)]
 pub struct Places<W> {
     total: usize,
+    /// Uses a second that a number's window is made for.
+    per_second: usize,
     free: usize,
+    /// Places that were taken though there were none.
+    debt: usize,
     numbers: HashMap<u64, Number<W>>,
     /// Numbers that wait and are not at their window, in turn.
     ring: VecDeque<u64>,
@@ -36,6 +38,8 @@ pub struct Places<W> {
 #[derive(Debug)]
 struct Number<W> {
     taken: usize,
+    /// Those who come back.
+    returning: VecDeque<W>,
     waiting: VecDeque<W>,
     /// In the ring.
     is_queued: bool,
@@ -43,29 +47,38 @@ struct Number<W> {
 
 impl<W> Default for Number<W> {
     fn default() -> Self {
-        Self { taken: 0, waiting: VecDeque::new(), is_queued: false }
+        Self { taken: 0, returning: VecDeque::new(), waiting: VecDeque::new(), is_queued: false }
+    }
+}
+
+impl<W> Number<W> {
+    fn has_waiting(&self) -> bool {
+        !self.returning.is_empty() || !self.waiting.is_empty()
     }
 }
 
 impl<W> Places<W> {
     /// `total` counts as 1 at least.
-    pub fn new(total: usize) -> Self {
+    pub fn new(total: usize, per_second: usize) -> Self {
         let total = total.max(1);
         Self {
             total,
+            per_second,
             free: total,
+            debt: 0,
             numbers: HashMap::new(),
             ring: VecDeque::new(),
             fastest: Fastest::default(),
         }
     }
 
-    /// Takes a place if there is one for this number and nobody of it waits; else the call is to [`Places::wait`].
-    pub fn take(&mut self, number: u64) -> bool {
+    /// Takes a place if there is one for this number and nobody of it waits who comes first; else the call is to
+    /// [`Places::wait`]. `returns`: it has begun already, see above.
+    pub fn take(&mut self, number: u64, returns: bool) -> bool {
         let is_known = self.numbers.contains_key(&number);
         let (free, taken_max) = (self.free, self.taken_max(self.numbers.len() + usize::from(!is_known)));
         let entry = self.numbers.get(&number);
-        let is_first = entry.is_none_or(|entry| entry.waiting.is_empty());
+        let is_first = entry.is_none_or(|e| e.returning.is_empty() && (returns || e.waiting.is_empty()));
         if free == 0 || !is_first || entry.map_or(0, |entry| entry.taken) >= taken_max {
             return false;
         }
@@ -74,9 +87,11 @@ impl<W> Places<W> {
         true
     }
 
-    /// Lines up behind the number's other calls. A later [`Places::give`] hands `waiter` out: then it has its place.
-    pub fn wait(&mut self, number: u64, waiter: W) {
-        self.numbers.entry(number).or_default().waiting.push_back(waiter);
+    /// Lines up behind the number's other calls of its kind. A later [`Places::give`] hands `waiter` out: then it has its
+    /// place.
+    pub fn wait(&mut self, number: u64, returns: bool, waiter: W) {
+        let entry = self.numbers.entry(number).or_default();
+        if returns { &mut entry.returning } else { &mut entry.waiting }.push_back(waiter);
         self.queue(number);
     }
 
@@ -89,8 +104,12 @@ impl<W> Places<W> {
     pub fn give(&mut self, number: u64) -> Vec<W> {
         if let Some(entry) = self.numbers.get_mut(&number).filter(|entry| entry.taken > 0) {
             entry.taken -= 1;
-            self.free += 1;
-            if entry.taken == 0 && entry.waiting.is_empty() {
+            if self.debt > 0 {
+                self.debt -= 1;
+            } else {
+                self.free += 1;
+            }
+            if entry.taken == 0 && !entry.has_waiting() {
                 self.numbers.remove(&number);
             } else {
                 self.queue(number);
@@ -102,12 +121,16 @@ impl<W> Places<W> {
     /// Takes one even if there is none.
     pub fn take_anyway(&mut self, number: u64) {
         self.numbers.entry(number).or_default().taken += 1;
-        self.free = self.free.saturating_sub(1);
+        if self.free == 0 {
+            self.debt += 1;
+        } else {
+            self.free -= 1;
+        }
     }
 
     /// Nobody has or wants anything.
     pub fn is_idle(&self) -> bool {
-        self.numbers.is_empty() && self.free == self.total
+        self.numbers.is_empty() && self.free == self.total && self.debt == 0
     }
 
     fn hand_out(&mut self) -> Vec<W> {
@@ -119,7 +142,7 @@ impl<W> Places<W> {
             let Some(entry) = self.numbers.get_mut(&number) else { continue };
             entry.is_queued = false;
             if entry.taken < taken_max
-                && let Some(waiter) = entry.waiting.pop_front()
+                && let Some(waiter) = entry.returning.pop_front().or_else(|| entry.waiting.pop_front())
             {
                 entry.taken += 1;
                 self.free -= 1;
@@ -137,7 +160,7 @@ impl<W> Places<W> {
     fn queue(&mut self, number: u64) {
         let window = self.window();
         let Some(entry) = self.numbers.get_mut(&number) else { return };
-        if !entry.is_queued && !entry.waiting.is_empty() && entry.taken < window {
+        if !entry.is_queued && entry.has_waiting() && entry.taken < window {
             entry.is_queued = true;
             self.ring.push_back(number);
         }
@@ -152,8 +175,8 @@ impl<W> Places<W> {
 
     fn window(&self) -> usize {
         let fastest = self.fastest.of_all().unwrap_or_default();
-        let calls = fastest.as_micros().saturating_mul(CALLS_PER_SECOND as u128) / 1_000_000;
-        usize::try_from(calls).unwrap_or(usize::MAX).max(WINDOW_MIN).min(self.total)
+        let uses = fastest.as_micros().saturating_mul(self.per_second as u128) / 1_000_000;
+        usize::try_from(uses).unwrap_or(usize::MAX).max(WINDOW_MIN).min(self.total)
     }
 }
 
@@ -185,6 +208,7 @@ mod tests {
 
     use super::*;
 
+    const PER_SECOND: usize = 4_000;
     const NOW: Duration = Duration::from_secs(1);
 
     fn ms(n: u64) -> Duration {
@@ -195,10 +219,10 @@ mod tests {
     fn ask(places: &mut Places<u64>, number: u64, count: usize) -> usize {
         let mut got = 0;
         for _ in 0..count {
-            if places.take(number) {
+            if places.take(number, false) {
                 got += 1;
             } else {
-                places.wait(number, number);
+                places.wait(number, false, number);
             }
         }
         got
@@ -206,7 +230,7 @@ mod tests {
 
     #[test]
     fn who_hangs_leaves_places_to_the_others() {
-        let mut places = Places::new(200);
+        let mut places = Places::new(200, PER_SECOND);
         places.saw(ms(300), NOW);
         assert_eq!(ask(&mut places, 1, 1000), 175, "an eighth is kept free");
         for number in 2..12 {
@@ -218,16 +242,16 @@ mod tests {
     #[test]
     fn a_number_has_as_many_as_graphs_distance_needs() {
         for (fastest, most) in [(0, 16), (1, 16), (5, 20), (30, 120), (100, 175), (30_000, 175)] {
-            let mut places = Places::new(200);
+            let mut places = Places::new(200, PER_SECOND);
             places.saw(ms(fastest), NOW);
             assert_eq!(ask(&mut places, 1, 300), most, "{fastest} ms");
         }
-        assert_eq!(ask(&mut Places::new(1), 1, 3), 1);
+        assert_eq!(ask(&mut Places::new(1, PER_SECOND), 1, 3), 1);
     }
 
     #[test]
     fn places_that_come_back_go_round() {
-        let mut places = Places::new(4);
+        let mut places = Places::new(4, PER_SECOND);
         places.saw(ms(300), NOW);
         assert_eq!(ask(&mut places, 1, 100), 4);
         assert_eq!(ask(&mut places, 2, 3) + ask(&mut places, 3, 3), 0);
@@ -245,44 +269,68 @@ mod tests {
         assert_eq!(fastest.of_all(), Some(ms(50)));
     }
 
+    #[test]
+    fn who_comes_back_is_before_those_who_have_not_begun() {
+        let mut places = Places::new(usize::MAX, PER_SECOND);
+        assert_eq!(ask(&mut places, 1, 20), WINDOW_MIN);
+        places.wait(1, true, 77);
+        places.wait(1, true, 78);
+        assert!(!places.take(1, true), "in their order too");
+        let next: Vec<_> = (0..4).flat_map(|_| places.give(1)).collect();
+        assert_eq!(next, [77, 78, 1, 1]);
+    }
+
+    #[test]
+    fn a_place_that_was_taken_without_being_there_is_paid_back() {
+        let mut places = Places::new(1, PER_SECOND);
+        assert_eq!(ask(&mut places, 1, 1), 1);
+        places.take_anyway(2);
+        assert!(places.give(2).is_empty() && !places.take(3, false));
+        assert!(places.give(1).is_empty() && places.is_idle());
+    }
+
     proptest! {
         /// However calls come and end: never more places than there are, never above a window, within a number in order,
         /// nobody waits while nothing is under way, and in the end everybody had one.
         #[test]
         fn nobody_waits_for_ever(
             total in 1usize..90,
-            steps in proptest::collection::vec((any::<bool>(), 0u64..60, 0u64..40, any::<prop::sample::Index>()), 1..600),
+            steps in proptest::collection::vec(
+                (any::<bool>(), 0u64..60, 0u64..40, any::<prop::sample::Index>(), any::<bool>()), 1..600),
         ) {
-            let mut places = Places::new(total);
+            let mut places = Places::new(total, PER_SECOND);
             let mut under_way: Vec<u64> = Vec::new();
-            let mut waiting: HashMap<u64, VecDeque<u64>> = HashMap::new();
+            let mut waiting: HashMap<u64, VecDeque<(bool, u64)>> = HashMap::new();
             let mut asked = 0;
             let mut now = NOW;
             let mut give = |places: &mut Places<(u64, u64)>, under_way: &mut Vec<u64>,
-                            waiting: &mut HashMap<u64, VecDeque<u64>>, nth: usize, took| {
+                            waiting: &mut HashMap<u64, VecDeque<(bool, u64)>>, nth: usize, took| {
                 now += ms(took * 100);
                 let number = under_way.swap_remove(nth);
                 if took > 0 {
                     places.saw(ms(took), now);
                 }
                 for (number, call) in places.give(number) {
-                    let first = waiting.get_mut(&number).and_then(VecDeque::pop_front);
-                    prop_assert_eq!(first, Some(call), "of the number, who waited longest");
+                    let line = waiting.entry(number).or_default();
+                    let first = line.iter().position(|(returns, _)| *returns).unwrap_or(0);
+                    let first = line.remove(first).map(|(_, call)| call);
+                    prop_assert_eq!(first, Some(call), "of the number, who comes back and waited longest");
                     under_way.push(number);
                 }
                 Ok(())
             };
-            for (is_new, number, took, which) in steps {
+            for (is_new, number, took, which, returns) in steps {
                 // half of all calls are of one number
                 let number = if number < 30 { 0 } else { number };
                 if is_new || under_way.is_empty() {
                     asked += 1;
-                    if places.take(number) {
-                        prop_assert!(waiting.get(&number).is_none_or(VecDeque::is_empty));
+                    if places.take(number, returns) {
+                        let line = waiting.get(&number);
+                        prop_assert!(line.is_none_or(|line| line.iter().all(|(other, _)| returns && !other)));
                         under_way.push(number);
                     } else {
-                        places.wait(number, (number, asked));
-                        waiting.entry(number).or_default().push_back(asked);
+                        places.wait(number, returns, (number, asked));
+                        waiting.entry(number).or_default().push_back((returns, asked));
                     }
                 } else {
                     let nth = which.index(under_way.len());

@@ -1,0 +1,74 @@
+//! What it costs a turn or a call of Graph to take a place and give it back, with 20 numbers that have some: at once, and
+//! handed from one to the next that waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::hint::black_box;
+
+use whatsapp_webhook::turnstile::places::{Places, WINDOW_MIN};
+
+use crate::judge::Band;
+use crate::pair::{Case, Pairs};
+
+const NUMBERS: u64 = 20;
+const AT_ONCE: Band = Band(1.0, 8.0);
+const HANDED_ON: Band = Band(1.0, 8.0);
+
+/// All of them.
+pub fn bench(pairs: &mut Pairs) {
+    let mut places: Places<u64> = Places::new(usize::MAX, 1);
+    (0..NUMBERS).for_each(|number| assert!(places.take(number, false), "the first of its number"));
+    let mut counts: HashMap<u64, usize> = (0..NUMBERS).map(|number| (number, 1)).collect();
+    let mut next = numbers();
+    let mut next_of_floor = numbers();
+    pairs.calls(
+        Case { group: "turnstile", name: "at once", per: 1, floor: "a count in a HashMap", band: AT_ONCE },
+        || {
+            let number = black_box(next());
+            places.take(number, false) && places.give(number).is_empty()
+        },
+        || {
+            let number = black_box(next_of_floor());
+            *counts.entry(number).or_default() += 1;
+            counts.get_mut(&number).map(|count| *count -= 1)
+        },
+    );
+    // every number has all that it may have, and one waits: each place that is given back goes to the next
+    let mut places: Places<u64> = Places::new(usize::MAX, 1);
+    for number in 0..NUMBERS {
+        (0..WINDOW_MIN).for_each(|_| assert!(places.take(number, false), "within its window"));
+        places.wait(number, false, number);
+    }
+    let mut queues: HashMap<u64, VecDeque<u64>> =
+        (0..NUMBERS).map(|number| (number, VecDeque::from([number]))).collect();
+    let mut next = numbers();
+    let mut next_of_floor = numbers();
+    pairs.calls(
+        Case {
+            group: "turnstile",
+            name: "handed on",
+            per: 1,
+            floor: "a queue in a HashMap",
+            band: HANDED_ON,
+        },
+        || {
+            let number = black_box(next());
+            places.wait(number, false, number);
+            assert_eq!(places.give(number).len(), 1, "to the one that waits");
+        },
+        || {
+            let number = black_box(next_of_floor());
+            let queue = queues.entry(number).or_default();
+            queue.push_back(number);
+            queue.pop_front()
+        },
+    );
+}
+
+/// One number after the other.
+fn numbers() -> impl FnMut() -> u64 {
+    let mut at = 0;
+    move || {
+        at = (at + 1) % NUMBERS;
+        at
+    }
+}
