@@ -10,8 +10,8 @@ use crate::judge::Band;
 use crate::pair::{Case, Pairs};
 
 const NUMBERS: u64 = 20;
-const AT_ONCE: Band = Band(1.0, 8.0);
-const HANDED_ON: Band = Band(1.0, 8.0);
+const AT_ONCE: Band = Band(2.0, 5.0);
+const HANDED_ON: Band = Band(5.0, 12.0);
 
 /// All of them.
 pub fn bench(pairs: &mut Pairs) {

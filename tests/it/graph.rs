@@ -188,6 +188,30 @@ fn silence_and_a_cut_are_unknown_and_nobody_there_is_tried_again() {
 }
 
 #[test]
+fn a_number_whose_calls_hang_leaves_a_place_to_the_others() {
+    let server = Server::start(|_, _, request, out| {
+        if request.head.contains("/111/") {
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        reply(out, 200, "", ACCEPTED.as_bytes())
+    });
+    let client = Arc::new(client(&format!("http://{}", server.address), Duration::from_secs(20)));
+    let hanging: Vec<_> = (0..20)
+        .map(|n| {
+            let client = Arc::clone(&client);
+            std::thread::spawn(move || client.read(&business(), "111", &format!("wamid.{n}"), false))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    send(&client, &phone()).expect("sent");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    for call in hanging {
+        drop(call.join().expect("no panic"));
+    }
+}
+
+#[test]
 fn a_number_that_would_change_the_path_is_never_put_into_it() {
     let (server, seen) = answering(200, "", r#"{"success":true}"#);
     let client = client(&format!("http://{}", server.address), Duration::from_secs(10));
