@@ -27,7 +27,8 @@ pub struct Place<'a> {
 }
 
 impl Turnstile {
-    /// So many places over all; `usize::MAX`: as many as the numbers' windows allow, which are made for so many uses a second.
+    /// So many places over all; `usize::MAX`: as many as the numbers' windows allow, which are made for so many uses a
+    /// second.
     pub fn new(total: usize, per_second: usize) -> Self {
         Self(Mutex::new(Places::new(total, per_second)))
     }
