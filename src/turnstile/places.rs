@@ -130,6 +130,7 @@ impl<W> Places<W> {
     }
 
     /// Nobody has or wants anything.
+    #[cfg(test)]
     pub fn is_idle(&self) -> bool {
         self.numbers.is_empty() && self.free == self.total && self.debt == 0
     }

@@ -1,6 +1,9 @@
 //! The directory over a store that counts, fails and hangs on demand, and over the embedded one; the
 //! `business` commands end to end.
 
+mod embedded;
+mod fake;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -18,6 +21,8 @@ use whatsapp_webhook::directory::store::{Page, Record, Store, StoreError, Swap};
 use whatsapp_webhook::directory::tokens::Keys;
 use whatsapp_webhook::failure::{Failure, Scope, Verdict};
 use whatsapp_webhook::secret::Secret;
+
+use fake::Fake;
 
 pub(crate) const SECRET: &str = "an encryption secret";
 const TTL: Duration = Duration::from_secs(300);
@@ -48,66 +53,6 @@ fn record(name: &str, numbers: &[&str]) -> Record {
         phone_number_ids: numbers.iter().map(|n| (*n).to_owned()).collect(),
         access_token: keys().encrypt(&Secret::new(format!("EAAG-{name}"))),
         ..Record::new(name)
-    }
-}
-
-/// A store in memory.
-#[derive(Default)]
-struct Fake {
-    records: Mutex<Vec<Record>>,
-    asked: AtomicUsize,
-    is_down: AtomicBool,
-    panics: AtomicBool,
-    takes: Mutex<Duration>,
-}
-
-impl Fake {
-    fn answer<T>(&self, answer: impl FnOnce(&[Record]) -> T) -> Result<T, StoreError> {
-        self.asked.fetch_add(1, SeqCst);
-        let takes = *self.takes.lock();
-        if !takes.is_zero() {
-            clock::sleep(takes);
-        }
-        assert!(!self.panics.load(SeqCst), "as planned");
-        if self.is_down.load(SeqCst) {
-            return Err(StoreError::Unavailable("it is away".to_owned()));
-        }
-        Ok(answer(&self.records.lock()))
-    }
-    fn asked(&self) -> usize {
-        self.asked.load(SeqCst)
-    }
-}
-
-impl Store for Fake {
-    fn by_number(&self, number: &str) -> Result<Vec<Record>, StoreError> {
-        let has = |r: &&Record| r.phone_number_ids.iter().any(|n| n == number);
-        self.answer(|records| records.iter().filter(has).cloned().collect())
-    }
-    fn by_subdomain(&self, name: &str) -> Result<Vec<Record>, StoreError> {
-        self.answer(|records| records.iter().filter(|r| r.sub_domain == name).cloned().collect())
-    }
-    fn page(&self, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
-        let after = after.unwrap_or_default();
-        self.answer(|records| {
-            let mut sorted: Vec<Record> = records.iter().filter(|r| &*r.id > after).cloned().collect();
-            sorted.sort_by(|a, b| a.id.cmp(&b.id));
-            sorted.truncate(limit);
-            let next = sorted.last().filter(|_| sorted.len() == limit).map(|r| r.id.clone());
-            Page { records: sorted, next }
-        })
-    }
-    fn upsert(&self, _: Vec<Record>) -> Result<(), StoreError> {
-        unreachable!("the directory only reads")
-    }
-    fn remove(&self, _: &str) -> Result<bool, StoreError> {
-        unreachable!("the directory only reads")
-    }
-    fn swap_tokens(&self, _: Vec<Swap>) -> Result<usize, StoreError> {
-        Ok(0)
-    }
-    fn check(&self) -> Result<(), StoreError> {
-        self.answer(|_| ())
     }
 }
 
@@ -508,58 +453,4 @@ fn warm_up_loads_no_more_than_fits() {
     assert_eq!((fake.asked(), lookup.stats().size), (asked, 1000));
     fake.is_down.store(true, SeqCst);
     assert_eq!(reason(lookup.warm_up()), "directory_unavailable");
-}
-
-fn embedded(folder: &Path) -> (Arc<dyn Store>, Lookup) {
-    let config = config(folder);
-    let store = whatsapp_webhook::directory::store(&config).expect("opens");
-    let lookup = Lookup::new(&config, store.clone());
-    (store, lookup)
-}
-
-#[test]
-fn reading_goes_on_while_another_process_writes() {
-    let folder = tempfile::tempdir().expect("folder");
-    let (store, lookup) = embedded(folder.path());
-    store.upsert(vec![record("cafe", &["106", "107"])]).expect("stored");
-    let mut writer = whatsapp_webhook::store::open(folder.path()).expect("opens");
-    let transaction = writer
-        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-        .expect("the lock of the writer");
-    transaction.execute("DELETE FROM businesses", []).expect("deleted, not committed");
-    let before = clock::monotonic();
-    let lookup = Arc::new(lookup);
-    let asking = lookup.clone();
-    for answer in together(100, move || asking.by_number("106")) {
-        assert_eq!(answer.expect("no panic").expect("found").phone_number_ids, ["106", "107"]);
-    }
-    assert!(clock::monotonic() - before < Duration::from_secs(2));
-    transaction.commit().expect("committed");
-    lookup.clear();
-    assert_eq!(reason(lookup.by_number("106")), "no_business");
-}
-
-#[test]
-fn an_embedded_store_that_fails_is_unavailable_and_mends() {
-    let folder = tempfile::tempdir().expect("folder");
-    let (store, lookup) = embedded(folder.path());
-    store.upsert(vec![record("cafe", &["106"])]).expect("stored");
-    assert!(lookup.by_number_at("106", at(1)).is_ok());
-    let writer = whatsapp_webhook::store::open(folder.path()).expect("opens");
-    writer.execute("ALTER TABLE business_numbers RENAME TO away", []).expect("renamed");
-    assert_eq!(reason(lookup.by_number_at("107", at(10))), "directory_unavailable");
-    assert!(!lookup.is_connected());
-    assert!(lookup.by_number_at("106", at(400)).is_ok(), "stale");
-    writer.execute("ALTER TABLE away RENAME TO business_numbers", []).expect("renamed");
-    assert_eq!(reason(lookup.by_number_at("107", at(406))), "no_business");
-    assert!(lookup.is_connected());
-}
-
-#[test]
-fn a_store_of_a_later_version_is_refused() {
-    let folder = tempfile::tempdir().expect("folder");
-    let writer = whatsapp_webhook::store::open(folder.path()).expect("opens");
-    writer.pragma_update(None, "user_version", 999).expect("set");
-    let error = whatsapp_webhook::directory::open(&config(folder.path())).err().expect("refused");
-    assert!(error.to_string().contains("999"), "{error}");
 }
