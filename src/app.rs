@@ -19,7 +19,6 @@ use crate::ops::console::Desk;
 use crate::ops::lifecycle::Lifecycle;
 use crate::ops::{Console, metrics::Metric};
 use crate::turn::Turns;
-use crate::turnstile::Turnstile;
 use crate::webhook::{parse, unpack};
 use crate::{clock, dispatcher, http, store, turn, webhook};
 
@@ -92,7 +91,7 @@ impl App {
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
             unpacked: turn::unpacked::Unpacked::default(),
-            busy: Turnstile::new(usize::MAX, turn::COMMITS_PER_SECOND),
+            busy: turn::busy(may::config().get_workers()),
         };
         let dispatcher =
             Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)

@@ -23,6 +23,7 @@ use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 use crate::secret::masked;
 use crate::turnstile::Turnstile;
+use crate::turnstile::places::Rule;
 use unpacked::Unpacked;
 
 /// Turns by what they came to.
@@ -49,10 +50,17 @@ const KEPT: usize = 2;
 const DEAD: usize = 3;
 const RETRIED: usize = 4;
 
-/// What a number's turns at once are made for, at the fastest commit: the 1,000 messages a second that Meta allows one
+/// Turns that use the cores at once, for each worker. More of them do not answer more, they only stand in each other's
+/// way, and in that of the 200s: with 400 at once on two cores each message cost twice the CPU.
+const BUSY_PER_WORKER: usize = 16;
+/// A disk may be so slow that most of them wait for it; then as many as so many turns a second need.
+const BUSY_PER_SECOND: usize = 20_000;
+/// One number's part of them while others are active too, one of so many.
+const BUSY_WINDOW: usize = 5;
+/// What that is made for at the fastest commit, at least: the 1,000 messages a second that Meta allows a number
 /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with two commits that
 /// it waits for while another one is under way; and as much again, since a disk's usual sync is not its fastest.
-pub const COMMITS_PER_SECOND: usize = 16_000;
+const COMMITS_PER_SECOND: usize = 16_000;
 /// Waits longer than this are cut into slices, so that a drain ends them.
 const SLICE: Duration = Duration::from_millis(500);
 
@@ -76,6 +84,18 @@ pub struct Turns {
     pub unpacked: Unpacked,
     /// Whose turns use the cores now: all but those that wait for their agent or for Graph.
     pub busy: Turnstile,
+}
+
+/// For [`Turns::busy`], with so many workers.
+pub fn busy(workers: usize) -> Turnstile {
+    let least = BUSY_PER_WORKER * workers;
+    Turnstile::new(Rule {
+        least,
+        most: usize::MAX,
+        per_second: BUSY_PER_SECOND,
+        window: least / BUSY_WINDOW,
+        window_per_second: COMMITS_PER_SECOND,
+    })
 }
 
 /// Fresh works of one job, read.
@@ -106,7 +126,7 @@ impl Turns {
         let now = clock::now();
         self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
         let Some(first) = batch.messages.first() else { return kept() };
-        let business = match self.directory.by_number(&first.phone_number_id) {
+        let business = match self.business(batch.works[0].number, &first.phone_number_id) {
             Ok(business) => business,
             Err(failure) => return self.no_business(batch, &failure),
         };
@@ -115,6 +135,13 @@ impl Turns {
             self.keep(&mut batch, "wrong_app", |work, _| work.app != app);
         }
         if batch.messages.is_empty() { kept() } else { self.answer(batch, &business) }
+    }
+
+    /// Whose number it is; without a place if the store is asked, which may hang.
+    fn business(&self, number: u64, phone_number_id: &str) -> Result<Arc<Business>, Failure> {
+        self.directory
+            .known(phone_number_id)
+            .unwrap_or_else(|| self.busy.aside(number, || self.directory.by_number(phone_number_id)))
     }
 
     /// Settles the messages that `rule` names as kept, and takes them out of the batch.

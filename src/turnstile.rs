@@ -11,7 +11,7 @@ use may::sync::Blocker;
 use parking_lot::Mutex;
 
 use crate::clock;
-use places::Places;
+use places::{Places, Rule};
 
 /// Places, and who waits for one.
 #[derive(Debug)]
@@ -27,10 +27,9 @@ pub struct Place<'a> {
 }
 
 impl Turnstile {
-    /// So many places over all; `usize::MAX`: as many as the numbers' windows allow, which are made for so many uses a
-    /// second.
-    pub fn new(total: usize, per_second: usize) -> Self {
-        Self(Mutex::new(Places::new(total, per_second)))
+    /// All places free.
+    pub fn new(rule: Rule) -> Self {
+        Self(Mutex::new(Places::new(rule)))
     }
 
     /// Takes a place for this number, when there is one. A coroutine that ends soon after needs [`clock::linger`].
@@ -52,26 +51,27 @@ impl Turnstile {
 
     /// Whether it had to wait.
     fn take(&self, number: u64, returns: bool) -> bool {
+        let now = clock::monotonic();
         let mut places = self.0.lock();
-        if places.take(number, returns) {
+        if places.take(number, returns, now) {
             return false;
         }
         let waiter = Arc::new(Blocker::new(true));
-        places.wait(number, returns, waiter.clone());
+        places.wait(number, returns, waiter.clone(), now);
         drop(places);
         // no timeout, and cancelling is ignored: it returns because it has its place
         let _ = waiter.park(None);
         true
     }
 
-    /// How long something took for which a place is needed, and which ended well: the fastest says how many places a number
-    /// needs.
+    /// How long something took for which a place is needed, and which ended well: the fastest says how many places are
+    /// needed.
     pub fn saw(&self, took: Duration) {
         self.0.lock().saw(took, clock::monotonic());
     }
 
     fn give(&self, number: u64) {
-        let next = self.0.lock().give(number);
+        let next = self.0.lock().give(number, clock::monotonic());
         for waiter in next {
             waiter.unpark();
         }
@@ -103,10 +103,12 @@ mod tests {
 
     use super::*;
 
+    const FEW: Rule = Rule { least: 3, most: 3, per_second: 1, window: 2, window_per_second: 1 };
+
     #[test]
     #[allow(clippy::disallowed_methods, reason = "the test's threads are no coroutines")]
     fn no_more_than_the_places_are_inside_and_everybody_was() {
-        let turnstile = Arc::new(Turnstile::new(3, 1));
+        let turnstile = Arc::new(Turnstile::new(FEW));
         let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let visit = |n: u64| {
             let (turnstile, inside, most) = (turnstile.clone(), inside.clone(), most.clone());
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_panic_gives_the_place_back_once() {
-        let turnstile = Turnstile::new(2, 1);
+        let turnstile = Turnstile::new(FEW);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _place = turnstile.enter(1);
             turnstile.aside(1, || panic!("on purpose"));

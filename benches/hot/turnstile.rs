@@ -3,20 +3,25 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hint::black_box;
+use std::time::Duration;
 
-use whatsapp_webhook::turnstile::places::{Places, WINDOW_MIN};
+use whatsapp_webhook::turnstile::places::{Places, Rule};
 
 use crate::judge::Band;
 use crate::pair::{Case, Pairs};
 
 const NUMBERS: u64 = 20;
+const NOW: Duration = Duration::from_secs(1);
+const RULE: Rule = Rule { least: 32, most: 1_000, per_second: 20_000, window: 6, window_per_second: 16_000 };
+/// As much as all windows together.
+const FULL: Rule = Rule { least: 6 * NUMBERS as usize + 64, ..RULE };
 const AT_ONCE: Band = Band(2.0, 5.0);
 const HANDED_ON: Band = Band(5.0, 12.0);
 
 /// All of them.
 pub fn bench(pairs: &mut Pairs) {
-    let mut places: Places<u64> = Places::new(usize::MAX, 1);
-    (0..NUMBERS).for_each(|number| assert!(places.take(number, false), "the first of its number"));
+    let mut places: Places<u64> = Places::new(RULE);
+    (0..NUMBERS).for_each(|number| assert!(places.take(number, false, NOW), "the first of its number"));
     let mut counts: HashMap<u64, usize> = (0..NUMBERS).map(|number| (number, 1)).collect();
     let mut next = numbers();
     let mut next_of_floor = numbers();
@@ -24,7 +29,7 @@ pub fn bench(pairs: &mut Pairs) {
         Case { group: "turnstile", name: "at once", per: 1, floor: "a count in a HashMap", band: AT_ONCE },
         || {
             let number = black_box(next());
-            places.take(number, false) && places.give(number).is_empty()
+            places.take(number, false, NOW) && places.give(number, NOW).is_empty()
         },
         || {
             let number = black_box(next_of_floor());
@@ -33,10 +38,12 @@ pub fn bench(pairs: &mut Pairs) {
         },
     );
     // every number has all that it may have, and one waits: each place that is given back goes to the next
-    let mut places: Places<u64> = Places::new(usize::MAX, 1);
+    let mut places: Places<u64> = Places::new(FULL);
+    (0..2).for_each(|number| assert!(places.take(number, false, NOW), "so that nobody is alone"));
+    (0..2).for_each(|number| assert!(places.give(number, NOW).is_empty()));
     for number in 0..NUMBERS {
-        (0..WINDOW_MIN).for_each(|_| assert!(places.take(number, false), "within its window"));
-        places.wait(number, false, number);
+        (0..RULE.window).for_each(|_| assert!(places.take(number, false, NOW), "within its window"));
+        places.wait(number, false, number, NOW);
     }
     let mut queues: HashMap<u64, VecDeque<u64>> =
         (0..NUMBERS).map(|number| (number, VecDeque::from([number]))).collect();
@@ -52,8 +59,8 @@ pub fn bench(pairs: &mut Pairs) {
         },
         || {
             let number = black_box(next());
-            places.wait(number, false, number);
-            assert_eq!(places.give(number).len(), 1, "to the one that waits");
+            places.wait(number, false, number, NOW);
+            assert_eq!(places.give(number, NOW).len(), 1, "to the one that waits");
         },
         || {
             let number = black_box(next_of_floor());

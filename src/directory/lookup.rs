@@ -349,6 +349,12 @@ impl Directory for Lookup {
         self.by_number_at(phone_number_id, clock::monotonic())
     }
 
+    fn known(&self, phone_number_id: &str) -> Option<Result<Arc<Business>, Failure>> {
+        let known = self.numbers.fresh(phone_number_id, clock::monotonic()).transpose()?;
+        self.count_hit();
+        Some(known)
+    }
+
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure> {
         self.by_subdomain_at(sub_domain, clock::monotonic())
     }

@@ -87,6 +87,8 @@ pub trait Directory: Send + Sync + 'static {
     /// (Dead), `token_invalid` and `business_invalid` (Park Business until mended), `directory_unavailable` (Retry
     /// within seconds, so that what waits is answered soon after the store is back).
     fn by_number(&self, phone_number_id: &str) -> Result<Arc<Business>, Failure>;
+    /// What [`Directory::by_number`] says at once, without asking the store, if it does.
+    fn known(&self, phone_number_id: &str) -> Option<Result<Arc<Business>, Failure>>;
     /// The active business of that subdomain.
     fn by_subdomain(&self, sub_domain: &str) -> Result<Arc<Business>, Failure>;
     /// Forgets everything that is cached, negative entries and decrypted tokens included.

@@ -19,6 +19,7 @@ use crate::failure::{Failure, Reason, Source, Verdict};
 use crate::net;
 use crate::ops::metrics::{Counter, Family, Histogram};
 use crate::turnstile::Turnstile;
+use crate::turnstile::places::Rule;
 
 /// Connecting, at most; a whole call is bounded by GRAPH_TIMEOUT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,6 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// one (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), since each has its read
 /// receipt, and the usual call is slower.
 const CALLS_PER_SECOND: usize = 4_000;
+/// A number may have so many calls at once however fast they are, while others are active too.
+const CALLS_MIN: usize = 8;
 /// Longer ids are not Meta's.
 const WAMID_MAX: usize = 512;
 /// Longer ids are not Meta's.
@@ -88,13 +91,20 @@ impl Client {
         let options = net::Options {
             pool_size: config.pool_size,
             connect_timeout: CONNECT_TIMEOUT.min(config.timeout),
+            is_patient: false,
         };
         Self {
             http: net::client::Client::new(options),
             base: format!("{}/{}", config.url, config.version),
             timeout: config.timeout,
             pacing: Mutex::new(Pacing::new(config.rate_per_number)),
-            turnstile: Turnstile::new(config.pool_size, CALLS_PER_SECOND),
+            turnstile: Turnstile::new(Rule {
+                least: config.pool_size,
+                most: config.pool_size,
+                per_second: 0,
+                window: CALLS_MIN,
+                window_per_second: CALLS_PER_SECOND,
+            }),
         }
     }
 

@@ -22,7 +22,7 @@ enum Step {
 impl Turns {
     /// A stored answer that was not all sent: after a failure, or after a restart.
     pub(super) fn open(&self, turn: OpenTurn, attempt: u32) -> Outcome {
-        match self.directory.by_number(&turn.phone_number_id) {
+        match self.business(turn.number, &turn.phone_number_id) {
             Ok(business) => self.send_all(turn, attempt, &business, None),
             Err(failure) => {
                 log::log!(level_of(&failure), "turn {}: {failure}", turn.id);
