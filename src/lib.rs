@@ -2,8 +2,8 @@
 //!
 //! One direction: `http` (edge) -> `webhook` (pure) -> `inbox` (durable), then the 200; after it
 //! `dispatcher` (lanes) -> `turn` { `directory` -> `agent` -> `graph` }, with `ops` at the side.
-//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `store`, `turnstile`,
-//! `ops::metrics`.
+//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `stack`, `store`,
+//! `turnstile`, `ops::metrics`.
 
 pub mod agent;
 pub mod app;
@@ -22,6 +22,7 @@ pub mod net;
 pub mod ops;
 pub mod sandbox;
 pub mod secret;
+pub mod stack;
 pub mod store;
 pub mod turn;
 pub mod turnstile;

@@ -88,7 +88,8 @@ pub static METRICS: &[&dyn Metric] = &[&CALLS, &ANSWER_SECONDS, &BAD_ANSWERS, &C
 /// # Errors
 /// The client can't be made: no roots to verify the agent's server with.
 pub fn build(config: &config::Agent) -> Result<Arc<dyn Agent>, String> {
-    let client = || Client::new(net::Options { pool_size: POOL, connect_timeout: CONNECT_MAX });
+    let client =
+        || Client::new(net::Options { pool_size: POOL, connect_timeout: CONNECT_MAX, is_patient: true });
     Ok(match config.kind {
         AgentKind::Echo => Arc::new(echo::Echo),
         AgentKind::OpenAi => Arc::new(openai::OpenAi::new(client(), config)),

@@ -15,6 +15,7 @@ use super::{HOLDS, Job, LOST, Outcome, PANICS, SPAWN_FAILURES, TURNS};
 use crate::clock;
 use crate::failure::{Failure, Reason};
 use crate::inbox::{OpenTurn, Page, State, Work};
+use crate::stack;
 
 /// Coroutines that wait for a turn, at most; more of them end. Each keeps the pages of stack that it touched.
 const IDLE_MAX: usize = 256;
@@ -181,6 +182,7 @@ impl Dispatcher {
 pub(super) fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
     let is_spawned = catch_unwind(AssertUnwindSafe(|| {
         drop(may::go!(move || {
+            stack::begin();
             f();
             crate::clock::linger();
         }))

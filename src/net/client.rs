@@ -93,7 +93,9 @@ impl Client {
             .build();
         let names = Names::new(resolve::system);
         let connector =
-            ().chain(Tcp { names: names.clone() }).chain(RustlsConnector::default()).chain(Complete);
+            ().chain(Tcp { names: names.clone(), is_patient: options.is_patient })
+                .chain(RustlsConnector::default())
+                .chain(Complete);
         Self { agent: Agent::with_parts(config, connector, names) }
     }
 

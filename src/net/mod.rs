@@ -85,4 +85,6 @@ pub struct Options {
     pub pool_size: usize,
     /// Connecting (TCP and TLS), at most.
     pub connect_timeout: Duration,
+    /// Answers may take seconds and thousands wait for them: what a wait holds counts more than what it costs to begin.
+    pub is_patient: bool,
 }

@@ -18,6 +18,7 @@ use super::trace;
 use super::watch::Watch;
 use crate::clock;
 use crate::ops::metrics::Counter;
+use crate::stack;
 
 pub(super) static CONNECTED: Counter =
     Counter::new("net_connections_total", "Outgoing connections that were opened.");
@@ -32,6 +33,8 @@ const ADDRESS_TIME_MIN: Duration = Duration::from_millis(250);
 pub(super) struct Tcp {
     /// To forget a host that no longer answers.
     pub(super) names: Names,
+    /// See [`super::Options`].
+    pub(super) is_patient: bool,
 }
 
 /// Last link of the chain: notes that the connection is complete.
@@ -46,6 +49,8 @@ pub(super) struct Socket {
     buffers: LazyBuffers,
     /// Of the buffers: of an answer, of a request.
     sizes: (usize, usize),
+    /// See [`super::Options`].
+    is_patient: bool,
 }
 
 /// A socket, its registration with `may`, and its deadline.
@@ -71,7 +76,8 @@ impl<In: Transport> Connector<In> for Tcp {
         line.stream.set_nodelay(true)?;
         CONNECTED.inc();
         let sizes = (details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Socket { line, buffers: LazyBuffers::new(sizes.0, sizes.1), sizes }))
+        let buffers = LazyBuffers::new(sizes.0, sizes.1);
+        Ok(Some(Socket { line, buffers, sizes, is_patient: self.is_patient }))
     }
 }
 
@@ -194,7 +200,7 @@ impl Transport for Socket {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
-        let Self { line, buffers, sizes } = self;
+        let Self { line, buffers, sizes, is_patient } = self;
         let is_empty = buffers.input().is_empty();
         if is_empty {
             // the request is out, and thousands may wait here for their agents: without the buffers it was made in
@@ -202,7 +208,9 @@ impl Transport for Socket {
         }
         let read = line.until(end, |line| {
             if is_empty {
-                uninterrupted(|| line.registered.peek(&mut [0]))?;
+                let begins = || uninterrupted(|| line.registered.peek(&mut [0]));
+                let begun = if *is_patient { stack::wait(begins) } else { begins() };
+                begun?;
             }
             let room = buffers.input_append_buf();
             uninterrupted(|| line.registered.read(room))

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Stack of a coroutine, in bytes: TLS works from 64 KiB in release builds; debug builds need about twice as much.
-const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 << 10 } else { 128 << 10 };
+use crate::stack;
+
 /// Stacks that are kept for the next coroutine. They are taken in turn, so each of them ends up with the pages that the
 /// deepest call touches (28 KiB): not more than short bursts need.
 const STACKS_KEPT: usize = 256;
@@ -15,7 +15,7 @@ pub fn configure_coroutines(workers: usize) {
     let config = may::config();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     config.set_workers(if workers == 0 { cores } else { workers });
-    config.set_stack_size(STACK_BYTES / size_of::<usize>());
+    config.set_stack_size(stack::BYTES / size_of::<usize>());
     config.set_pool_capacity(STACKS_KEPT);
     config.set_worker_pin(false);
     config.set_timeout_ns(IDLE_POLL.as_nanos() as u64);

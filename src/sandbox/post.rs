@@ -267,7 +267,11 @@ impl Inner {
         headers.extend(signature.map(|signature| ("X-Hub-Signature-256", signature)));
         self.places.wait();
         let client = self.client.get_or_init(|| {
-            Client::new(net::Options { pool_size: CONCURRENT_MAX, connect_timeout: Duration::from_secs(5) })
+            Client::new(net::Options {
+                pool_size: CONCURRENT_MAX,
+                connect_timeout: Duration::from_secs(5),
+                is_patient: false,
+            })
         });
         let answer =
             client.call(&Call { method: "POST", url: &url, headers: &headers, body, timeout: ANSWER_MAX });

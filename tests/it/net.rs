@@ -106,7 +106,7 @@ pub fn reply(out: &mut dyn Write, status: u16, headers: &str, body: &[u8]) -> bo
 
 fn client() -> Client {
     crate::coroutines();
-    Client::new(Options { pool_size: 64, connect_timeout: Duration::from_secs(3) })
+    Client::new(Options { pool_size: 64, connect_timeout: Duration::from_secs(3), is_patient: false })
 }
 
 fn post(client: &Client, url: &str, body: &[u8], timeout: Duration) -> Result<Answer, CallError> {
@@ -286,7 +286,7 @@ fn an_address_that_never_answers_ends_by_the_connect_timeout() {
     let address = listener.local_addr().ok().and_then(|a| a.as_socket()).expect("an address");
     let _fill: Vec<_> =
         (0..8).map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(50))).collect();
-    let options = Options { pool_size: 1, connect_timeout: Duration::from_millis(400) };
+    let options = Options { pool_size: 1, connect_timeout: Duration::from_millis(400), is_patient: false };
     crate::coroutines();
     let (client, url) = (Arc::new(Client::new(options)), format!("http://{address}/"));
     for on_coroutine in [false, true] {
@@ -431,7 +431,7 @@ fn tls_is_verified_and_its_connections_are_kept() {
     let error = post(&client(), &url, b"x", LONG).expect_err("not trusted");
     assert!(!error.may_have_arrived && error.detail.contains("certificate"), "{error:?}");
     let before = server.count();
-    let options = Options { pool_size: 8, connect_timeout: Duration::from_secs(3) };
+    let options = Options { pool_size: 8, connect_timeout: Duration::from_secs(3), is_patient: false };
     let client = Arc::new(Client::with_extra_roots(options, &[&root]));
     let (trusting, to) = (Arc::clone(&client), url.clone());
     coroutine(move || {
