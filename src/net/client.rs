@@ -1,37 +1,32 @@
 //! The HTTP client: one call, one answer, by its deadline.
 //!
-//! ureq speaks HTTP/1.1 and keeps connections; under it are our sockets and resolver, so that a call suspends
+//! ureq speaks HTTP/1.1 and TLS (see `exchange`); under it are our sockets and resolver, so that a call suspends
 //! its coroutine and never a worker. No redirect is followed and no status is an error. TLS is verified
 //! against the system's roots, or Mozilla's where the system has none. A call works from a coroutine with a
 //! 128 KiB stack and from a plain thread.
 
 use std::fmt::Display;
-use std::io::{self, Read};
+use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ureq::config::AutoHeaderValue;
-use ureq::http::{HeaderName, HeaderValue, Request, Response, Uri};
+use ureq::http::Uri;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::transport::{Connector, RustlsConnector};
-use ureq::{Agent, Body, Error};
+use ureq::{Agent, Error};
 
+use super::exchange::{Dialer, Idle, exchange};
 use super::resolve::{self, Names};
 use super::socket::{Complete, Tcp};
 use super::trace;
-use super::{ANSWER_MAX, Answer, Call, CallError, Options};
+use super::{Answer, Call, CallError, Options};
 use crate::clock;
 use crate::ops::metrics::Counter;
 
-/// Idle connections older than this are not used again: servers close idle ones after 5 s (Node, uvicorn) or
-/// more, and a request that meets such a close can't be told from one that was taken and not answered.
-const IDLE_MAX: Duration = Duration::from_secs(4);
 /// ureq's buffers of one connection: of an answer, whose header must fit in; and of a request, which goes out in pieces.
 /// Thousands of connections may wait for an agent.
 const INPUT_BYTES: usize = 8 << 10;
 const OUTPUT_BYTES: usize = 4 << 10;
-/// The first room for an answer whose length is not said.
-const BODY_BYTES: usize = 4 << 10;
 
 pub(super) static CALLS: Counter = Counter::new("net_calls_total", "Outgoing HTTP calls.");
 pub(super) static FAILED: Counter =
@@ -57,7 +52,9 @@ static ROOTS: LazyLock<Vec<Certificate<'static>>> = LazyLock::new(|| {
 /// connections.
 #[derive(Debug)]
 pub struct Client {
-    agent: Agent,
+    dialer: Dialer,
+    idle: Idle,
+    pool_size: usize,
 }
 
 impl Client {
@@ -79,24 +76,15 @@ impl Client {
         let config = Agent::config_builder()
             .tls_config(tls)
             .proxy(None)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding(AutoHeaderValue::None)
             .input_buffer_size(INPUT_BYTES)
             .output_buffer_size(OUTPUT_BYTES)
-            .max_idle_connections(options.pool_size)
-            .max_idle_connections_per_host(options.pool_size)
-            .max_idle_age(IDLE_MAX)
             .timeout_connect(Some(options.connect_timeout))
             .build();
         let names = Names::new(resolve::system);
-        let connector =
-            ().chain(Tcp { names: names.clone(), is_patient: options.is_patient })
-                .chain(RustlsConnector::default())
-                .chain(Complete);
-        Self { agent: Agent::with_parts(config, connector, names) }
+        let tcp = Tcp { names: names.clone(), is_patient: options.is_patient };
+        let connector = ().chain(tcp).chain(RustlsConnector::default()).chain(Complete);
+        let dialer = Dialer { config, names, connector: Box::new(connector) };
+        Self { dialer, idle: Idle::default(), pool_size: options.pool_size }
     }
 
     /// Makes the call and reads the whole answer. Suspends. It is made again where a kept connection turns
@@ -117,14 +105,11 @@ impl Client {
     fn attempt(&self, call: &Call<'_>, deadline: Duration) -> Result<Answer, CallError> {
         trace::begin(deadline);
         let uri: Uri = call.url.parse().map_err(|_| refused("the URL can't be used"))?;
-        let host = uri.host().unwrap_or_default().to_owned();
-        let request = request(call, uri)?;
-        let answer = if call.body.is_empty() && call.method != "POST" {
-            self.agent.run(request.map(|_| ()))
-        } else {
-            self.agent.run(request)
-        };
-        answer.and_then(read).map_err(|e| {
+        let host = uri.host().unwrap_or_default();
+        exchange(&self.dialer, &self.idle, self.pool_size, call, &uri).map_err(|e| {
+            if matches!(e, Error::BodyExceedsLimit(_)) {
+                TOO_LARGE.inc();
+            }
             let trace = trace::now();
             CallError {
                 may_have_arrived: trace.may_have_arrived(),
@@ -146,40 +131,6 @@ fn roots(extra: &[&[u8]]) -> RootCerts {
 
 fn refused(detail: impl Display) -> CallError {
     CallError { may_have_arrived: false, timed_out: false, detail: detail.to_string() }
-}
-
-fn request<'a>(call: &Call<'a>, uri: Uri) -> Result<Request<&'a [u8]>, CallError> {
-    let mut builder = Request::builder().method(call.method).uri(uri);
-    for (name, value) in call.headers {
-        let name: HeaderName = name.parse().map_err(|_| refused("a header's name can't be used"))?;
-        let mut value: HeaderValue =
-            value.parse().map_err(|_| refused(format_args!("the header {name} can't be used")))?;
-        value.set_sensitive(true);
-        builder = builder.header(name, value);
-    }
-    builder.body(call.body).map_err(|_| refused("the request can't be used"))
-}
-
-/// The whole answer. Reading to the end is what gives the connection back.
-fn read(response: Response<Body>) -> Result<Answer, Error> {
-    let (parts, body) = response.into_parts();
-    let headers = parts.headers.iter();
-    let headers = headers
-        .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
-        .collect();
-    let length = body.content_length().map_or(BODY_BYTES, |n| n.min(ANSWER_MAX as u64) as usize);
-    let mut bytes = Vec::with_capacity(length);
-    body.into_with_config()
-        .limit(u64::MAX)
-        .reader()
-        .take(ANSWER_MAX as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::from)?;
-    if bytes.len() > ANSWER_MAX {
-        TOO_LARGE.inc();
-        return Err(Error::BodyExceedsLimit(ANSWER_MAX as u64));
-    }
-    Ok(Answer { status: parts.status.as_u16(), headers, body: bytes })
 }
 
 fn is_timeout(e: &Error) -> bool {

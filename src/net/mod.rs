@@ -6,6 +6,7 @@
 
 pub mod blocking;
 pub mod client;
+mod exchange;
 mod resolve;
 mod socket;
 mod trace;

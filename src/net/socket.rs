@@ -13,6 +13,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
+use super::exchange::Connection;
 use super::resolve::Names;
 use super::trace;
 use super::watch::Watch;
@@ -170,15 +171,15 @@ impl Write for Shared {
 }
 
 impl<In: Transport> Connector<In> for Complete {
-    type Out = In;
+    type Out = Connection;
 
-    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<In>, Error> {
+    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Connection>, Error> {
         trace::note(|t| {
             t.ready = true;
             // what was written and read until now was the handshake
             (t.written, t.write_failed, t.answered) = (false, false, false);
         });
-        Ok(chained)
+        Ok(chained.map(|chained| Box::new(chained) as Connection))
     }
 }
 

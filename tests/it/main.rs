@@ -12,6 +12,7 @@ mod crash;
 mod directory;
 mod dispatcher;
 mod edge;
+mod exchange;
 mod graph;
 mod harness;
 mod inbox;
