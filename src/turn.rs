@@ -50,13 +50,13 @@ const KEPT: usize = 2;
 const DEAD: usize = 3;
 const RETRIED: usize = 4;
 
-/// Turns that use the cores at once, for each worker. More of them do not answer more, they only stand in each other's
-/// way, and in that of the 200s: with 400 at once on two cores each message cost twice the CPU.
-const BUSY_PER_WORKER: usize = 16;
+/// Turns that use the cores or wait for a commit at once, for each worker. More of them do not answer more, and the 200s
+/// stand behind them: with 64, two full cores give half as many 200s again beside as many answers as with 400 turns.
+const BUSY_PER_WORKER: usize = 64;
 /// A disk may be so slow that most of them wait for it; then as many as so many turns a second need.
 const BUSY_PER_SECOND: usize = 20_000;
-/// One number's part of them while others are active too, one of so many.
-const BUSY_WINDOW: usize = 5;
+/// Of one number while others are active too, for each worker. What others notice of a flood grows with it.
+const WINDOW_PER_WORKER: usize = 3;
 /// What that is made for at the fastest commit, at least: the 1,000 messages a second that Meta allows a number
 /// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with two commits that
 /// it waits for while another one is under way; and as much again, since a disk's usual sync is not its fastest.
@@ -88,12 +88,11 @@ pub struct Turns {
 
 /// For [`Turns::busy`], with so many workers.
 pub fn busy(workers: usize) -> Turnstile {
-    let least = BUSY_PER_WORKER * workers;
     Turnstile::new(Rule {
-        least,
+        least: BUSY_PER_WORKER * workers,
         most: usize::MAX,
         per_second: BUSY_PER_SECOND,
-        window: least / BUSY_WINDOW,
+        window: WINDOW_PER_WORKER * workers,
         window_per_second: COMMITS_PER_SECOND,
     })
 }

@@ -57,8 +57,9 @@ impl Turnstile {
             return false;
         }
         let waiter = Arc::new(Blocker::new(true));
-        places.wait(number, returns, waiter.clone(), now);
+        let next = places.wait(number, returns, waiter.clone(), now);
         drop(places);
+        next.iter().for_each(|waiter| waiter.unpark());
         // no timeout, and cancelling is ignored: it returns because it has its place
         let _ = waiter.park(None);
         true

@@ -16,7 +16,7 @@ const CONVERSATIONS_MAX: u64 = 100_000;
 /// what is measured.
 const MESSAGES_PER_CONVERSATION: u64 = 30;
 /// What a closed loop is taken to reach a second, to choose the number of conversations.
-const GUESS_PER_SECOND: u64 = 12_000;
+const GUESS_PER_SECOND: u64 = 20_000;
 /// Updates in one POST, as Meta bounds them.
 const BATCH_MAX: u64 = 1000;
 /// The largest flood; a conversation each.

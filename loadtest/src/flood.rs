@@ -29,7 +29,7 @@ pub const BUSINESS: u32 = 0;
 /// How often it is looked whether the time has come.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A flood that is not answered after this is given up; its messages are lost then.
-const ANSWERED_MAX: Duration = Duration::from_secs(60);
+const ANSWERED_MAX: Duration = Duration::from_secs(120);
 
 /// Counts while it runs.
 pub struct Flood {

@@ -33,8 +33,6 @@ const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VE
 /// The first room for a request's head, and how large it may become.
 const HEAD_BYTES: usize = 1 << 10;
 const HEAD_MAX: usize = 64 << 10;
-/// The first room for an answer whose length is not said, and how much is asked for at once.
-const BODY_BYTES: usize = 4 << 10;
 
 /// A connection, in TLS where the URL says so.
 pub(super) type Connection = Box<dyn Transport>;
@@ -109,7 +107,7 @@ impl Idle {
             }
         }
         of_hosts.retain(|_, idle| !idle.is_empty());
-        while of_hosts.values().map(VecDeque::len).sum::<usize>() > most {
+        if of_hosts.values().map(VecDeque::len).sum::<usize>() > most {
             let oldest = of_hosts.values_mut().min_by_key(|idle| idle.front().map(|(since, _)| *since));
             gone.extend(oldest.and_then(VecDeque::pop_front));
         }
@@ -257,17 +255,19 @@ fn receive_body(
 ) -> Result<bool, Error> {
     let mode = call.body_mode();
     let ends_with_connection = mode == BodyMode::CloseDelimited;
-    let expected = if let BodyMode::LengthDelimited(length) = mode { length } else { BODY_BYTES as u64 };
-    let expected = expected.min(ANSWER_MAX as u64) as usize;
+    if matches!(mode, BodyMode::LengthDelimited(length) if length > ANSWER_MAX as u64) {
+        return Err(Error::BodyExceedsLimit(ANSWER_MAX as u64));
+    }
     while ends_with_connection || !call.can_proceed() {
         let is_closed = match connection.maybe_await_input(until(Timeout::RecvBody)) {
             Ok(is_more) => !is_more,
             Err(Error::Io(e)) if is_close(&e) => true,
             Err(e) => return Err(e),
         };
-        let length = body.len();
-        body.resize(length + expected.saturating_sub(length).max(BODY_BYTES), 0);
-        let (used, got) = call.read(connection.buffers().input(), &mut body[length..])?;
+        let (input, length) = (connection.buffers().input(), body.len());
+        // no more comes out than went in
+        body.resize(length + input.len(), 0);
+        let (used, got) = call.read(input, &mut body[length..])?;
         connection.buffers().input_consume(used);
         body.truncate(length + got);
         if body.len() > ANSWER_MAX {

@@ -57,7 +57,8 @@ pub(super) struct Socket {
 /// A socket, its registration with `may`, and its deadline.
 #[derive(Debug)]
 struct Line {
-    registered: CoIo<Shared>,
+    /// On the heap: a worker that put the coroutine to sleep may still look at it when the coroutine goes on.
+    registered: Box<CoIo<Shared>>,
     watch: Arc<Watch>,
     stream: Arc<TcpStream>,
 }
@@ -136,7 +137,7 @@ fn connect(address: SocketAddr, end: Duration) -> io::Result<Line> {
 impl Line {
     fn new(stream: TcpStream) -> io::Result<Self> {
         let stream = Arc::new(stream);
-        let registered = CoIo::new(Shared(Arc::clone(&stream)))?;
+        let registered = Box::new(CoIo::new(Shared(Arc::clone(&stream)))?);
         Ok(Self { registered, watch: Watch::new(Arc::clone(&stream)), stream })
     }
 
@@ -202,13 +203,13 @@ impl Transport for Socket {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let end = clock::monotonic() + trace::left(*timeout.after)?;
         let Self { line, buffers, sizes, is_patient } = self;
-        let is_empty = buffers.input().is_empty();
-        if is_empty {
+        let is_idle = buffers.input().is_empty() && is_silent(&line.stream);
+        if is_idle {
             // the request is out, and thousands may wait here for their agents: without the buffers it was made in
             *buffers = LazyBuffers::new(sizes.0, sizes.1);
         }
         let read = line.until(end, |line| {
-            if is_empty {
+            if is_idle {
                 let begins = || uninterrupted(|| line.registered.peek(&mut [0]));
                 let begun = if *is_patient { stack::wait(begins) } else { begins() };
                 begun?;
@@ -226,8 +227,13 @@ impl Transport for Socket {
 
     /// Open and silent. Looks without waiting: the socket is non-blocking, and the pool asks under its lock.
     fn is_open(&mut self) -> bool {
-        matches!(self.line.stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        is_silent(&self.line.stream)
     }
+}
+
+/// Open, and nothing has come.
+fn is_silent(stream: &TcpStream) -> bool {
+    matches!(stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
 fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {

@@ -106,12 +106,13 @@ impl<W> Places<W> {
         self.taken += 1;
     }
 
-    /// Lines up behind the number's other calls of its kind. A later [`Places::give`] hands `waiter` out: then it has its
-    /// place.
-    pub fn wait(&mut self, number: u64, returns: bool, waiter: W, now: Duration) {
+    /// Lines up behind the number's other calls of its kind. This or a later [`Places::give`] hands `waiter` out: then it
+    /// has its place. (This one does where the number's window has grown since a place was given back.)
+    pub fn wait(&mut self, number: u64, returns: bool, waiter: W, now: Duration) -> Vec<W> {
         let entry = self.numbers.entry(number).or_default();
         if returns { &mut entry.returning } else { &mut entry.waiting }.push_back(waiter);
         self.queue(number, now);
+        self.hand_out(now)
     }
 
     /// How long something took for which a place is needed, and which ended well.
@@ -289,7 +290,7 @@ mod tests {
             if places.take(number, false, NOW) {
                 got += 1;
             } else {
-                places.wait(number, false, number, NOW);
+                assert!(places.wait(number, false, number, NOW).is_empty());
             }
         }
         got
@@ -329,12 +330,22 @@ mod tests {
         let later = NOW + ALONE_AFTER + ms(1);
         assert_eq!((0..100).filter(|_| places.take(1, false, later)).count(), 28);
         // another one comes, and there are places for it; what the first one gives back is not for itself
-        places.wait(1, false, 1, later);
+        assert!(places.wait(1, false, 1, later).is_empty());
         assert!((0..4).all(|_| places.take(2, false, later)) && !places.take(2, false, later));
-        places.wait(2, false, 2, later);
+        assert!(places.wait(2, false, 2, later).is_empty());
         assert_eq!(places.give(1, later), [2]);
         assert_eq!((0..21).flat_map(|_| places.give(1, later)).count(), 0);
         assert_eq!(places.give(1, later), [1], "five are left of its window of six");
+    }
+
+    #[test]
+    fn who_waits_gets_the_places_that_its_window_grew_by_meanwhile() {
+        let mut places = contended(GRAPH, 0);
+        assert_eq!(ask(&mut places, 1, 10), 8);
+        // all eight hang, and the others went home
+        let later = NOW + ALONE_AFTER + ms(1);
+        assert!(!places.take(1, false, later), "two wait already");
+        assert_eq!(places.wait(1, false, 3, later), [1, 1, 3]);
     }
 
     #[test]
@@ -360,8 +371,7 @@ mod tests {
     fn who_comes_back_is_before_those_who_have_not_begun() {
         let mut places = contended(CORES, 0);
         assert_eq!(ask(&mut places, 1, CORES.window + 4), CORES.window);
-        places.wait(1, true, 77, NOW);
-        places.wait(1, true, 78, NOW);
+        assert!(places.wait(1, true, 77, NOW).is_empty() && places.wait(1, true, 78, NOW).is_empty());
         assert!(!places.take(1, true, NOW), "in their order too");
         let next: Vec<_> = (0..4).flat_map(|_| places.give(1, NOW)).collect();
         assert_eq!(next, [77, 78, 1, 1]);
@@ -390,13 +400,9 @@ mod tests {
             let mut waiting: HashMap<u64, VecDeque<(bool, u64)>> = HashMap::new();
             let mut asked = 0;
             let mut now = NOW;
-            let give = |places: &mut Places<(u64, u64)>, under_way: &mut Vec<u64>,
-                            waiting: &mut HashMap<u64, VecDeque<(bool, u64)>>, nth: usize, took, now| {
-                let number = under_way.swap_remove(nth);
-                if took > 0 {
-                    places.saw(ms(took), now);
-                }
-                for (number, call) in places.give(number, now) {
+            let go_on = |next: Vec<(u64, u64)>, under_way: &mut Vec<u64>,
+                         waiting: &mut HashMap<u64, VecDeque<(bool, u64)>>| {
+                for (number, call) in next {
                     let line = waiting.entry(number).or_default();
                     let first = line.iter().position(|(returns, _)| *returns).unwrap_or(0);
                     let first = line.remove(first).map(|(_, call)| call);
@@ -404,6 +410,14 @@ mod tests {
                     under_way.push(number);
                 }
                 Ok(())
+            };
+            let give = |places: &mut Places<(u64, u64)>, under_way: &mut Vec<u64>,
+                            waiting: &mut HashMap<u64, VecDeque<(bool, u64)>>, nth: usize, took, now| {
+                let number = under_way.swap_remove(nth);
+                if took > 0 {
+                    places.saw(ms(took), now);
+                }
+                go_on(places.give(number, now), under_way, waiting)
             };
             for (is_new, number, took, which, returns) in steps {
                 // half of all calls are of one number, and sometimes it is alone
@@ -416,8 +430,9 @@ mod tests {
                         prop_assert!(line.is_none_or(|line| line.iter().all(|(other, _)| returns && !other)));
                         under_way.push(number);
                     } else {
-                        places.wait(number, returns, (number, asked), now);
                         waiting.entry(number).or_default().push_back((returns, asked));
+                        let next = places.wait(number, returns, (number, asked), now);
+                        go_on(next, &mut under_way, &mut waiting)?;
                     }
                 } else {
                     let nth = which.index(under_way.len());

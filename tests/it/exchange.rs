@@ -166,3 +166,33 @@ fn a_url_that_is_none_and_a_header_that_is_none_are_refused_before_anything_is_s
     }
     assert_eq!(server.count(), 0);
 }
+
+#[test]
+fn a_large_answer_that_comes_slowly_costs_what_came() {
+    let server = Server::start(|_, _, _, out| {
+        let announced = whatsapp_webhook::net::ANSWER_MAX;
+        let _ = out.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {announced}\r\n\r\n").as_bytes());
+        for _ in 0..200 {
+            if out.write_all(b"x").is_err() {
+                break;
+            }
+            pause();
+        }
+        false
+    });
+    let cpu = || {
+        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+        stat.split(' ')
+            .next()
+            .and_then(|ns| ns.parse::<u64>().ok())
+            .map(Duration::from_nanos)
+            .expect("a number")
+    };
+    let client = client(4);
+    let before = cpu();
+    let error = post(&client, &server, b"x").expect_err("200 bytes of it");
+    let took = cpu() - before;
+    assert!(error.detail.contains("closed before"), "{error:?}");
+    // 4 MiB set to zero for each of the 200 pieces would take 100 ms
+    assert!(took < Duration::from_millis(60), "{took:?} of CPU");
+}
