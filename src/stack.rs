@@ -5,6 +5,7 @@
 //! kernel; they come back empty when they are touched again.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Stack of a coroutine, in bytes: TLS works from 64 KiB in release builds; debug builds need about twice as much.
@@ -55,20 +56,24 @@ fn here() -> usize {
     std::hint::black_box(&raw const local).addr()
 }
 
+/// What lies below the caller's frame and may be given back.
+#[inline(never)]
+fn unused() -> Option<Range<usize>> {
+    let begin = BEGIN.with(Cell::get);
+    let low = (begin.checked_sub(BYTES)? + DEEPEST).next_multiple_of(PAGE);
+    let high = (here() - RED_ZONE) / PAGE * PAGE;
+    (low < high).then_some(low..high)
+}
+
 #[inline(never)]
 #[allow(unsafe_code, reason = "madvise has no safe wrapper in the standard library")]
 fn give_back() {
-    let begin = BEGIN.with(Cell::get);
-    if begin == 0 {
-        return;
-    }
-    let low = (begin - BYTES + DEEPEST).next_multiple_of(PAGE);
-    let high = (here() - RED_ZONE) / PAGE * PAGE;
-    if low < high {
-        // SAFETY: a page-aligned range of this coroutine's own stack. It ends below this frame and so holds nothing that
-        // is in use; it begins inside of the stack, since `begin` is less than DEEPEST away from the stack's upper end.
-        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(low), high - low, libc::MADV_DONTNEED) };
-    }
+    let Some(unused) = unused() else { return };
+    let start = std::ptr::with_exposed_provenance_mut(unused.start);
+    // SAFETY: a page-aligned range of this coroutine's own stack. It ends RED_ZONE below a frame that this call has ended,
+    // which was below this one's, and so holds nothing that is in use; it begins inside of the stack, since `begin` is
+    // less than DEEPEST away from the stack's upper end.
+    unsafe { libc::madvise(start, unused.len(), libc::MADV_DONTNEED) };
 }
 
 #[cfg(test)]
@@ -84,35 +89,36 @@ mod tests {
         below + u64::from(here[bytes % 1024])
     }
 
-    /// Pages of this process that are in memory.
+    /// Pages of this coroutine's unused stack that are in memory, the one next to the caller's frame aside.
+    #[inline(never)]
+    #[allow(unsafe_code, reason = "mincore has no safe wrapper in the standard library")]
     fn resident() -> usize {
-        let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-        statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number")
+        let unused = unused().expect("a coroutine that has begun");
+        let mut pages = vec![0u8; unused.len() / PAGE - 1];
+        let start = std::ptr::with_exposed_provenance_mut(unused.start);
+        // SAFETY: only asks about the range, which is mapped, and has a byte for each of its pages.
+        assert_eq!(unsafe { libc::mincore(start, pages.len() * PAGE, pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count()
     }
 
     #[test]
     fn a_wait_gives_back_what_is_below_it_and_nothing_above() {
         let deep = BYTES / 2;
-        crate::ops::process::configure_coroutines(2);
         let digs = move || {
             begin();
             let mut above = [7u8; 4096];
             let dug = dig(deep);
-            let (before, after) = (resident(), {
-                WAITING.fetch_add(WHOLE_MAX, Relaxed);
-                let after = wait(resident);
-                WAITING.fetch_sub(WHOLE_MAX, Relaxed);
-                after
-            });
+            let before = resident();
+            WAITING.fetch_add(WHOLE_MAX, Relaxed);
+            let after = wait(resident);
+            WAITING.fetch_sub(WHOLE_MAX, Relaxed);
             let again = dig(deep);
             std::hint::black_box(&mut above);
-            (dug == again && above == [7u8; 4096], before.saturating_sub(after))
+            (dug == again && above == [7u8; 4096], before, after)
         };
-        // other tests take memory meanwhile: the best of some
-        let given = (0..20).map(|_| may::go!(digs).join().expect("no panic"));
-        let given: Vec<_> =
-            given.inspect(|(is_whole, _)| assert!(is_whole)).map(|(_, pages)| pages).collect();
-        assert!(given.iter().any(|pages| *pages >= deep / PAGE / 2), "{given:?} pages");
+        let sized = may::coroutine::Builder::new().stack_size(BYTES / size_of::<usize>());
+        let (is_whole, before, after) = may::go!(sized, digs).expect("memory").join().expect("no panic");
+        assert!(is_whole && before >= deep / PAGE - 8 && after <= 1, "{is_whole} {before} {after}");
     }
 
     #[test]
