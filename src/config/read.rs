@@ -214,9 +214,10 @@ fn agent(vars: &mut Vars) -> Agent {
     if kind != AgentKind::Echo {
         match &url {
             None => vars.problem("AGENT_URL", "is not set; this agent is called there"),
-            Some(url) if !is_http(url) || !is_url(url) => {
-                vars.problem("AGENT_URL", "must begin with https:// or http://")
-            }
+            Some(url) if !is_http(url) || !is_url(url) => vars.problem(
+                "AGENT_URL",
+                "must begin with https:// or http://, then a host and, if any, a port of 1 to 65535",
+            ),
             Some(_) => {}
         }
     }
@@ -241,7 +242,7 @@ fn graph(vars: &mut Vars) -> Graph {
     let url =
         vars.text("GRAPH_API_URL").unwrap_or_else(|| default.to_owned()).trim_end_matches('/').to_owned();
     if !is_url(&url) {
-        vars.problem("GRAPH_API_URL", "is not a URL: https://, a host, maybe a port and a path");
+        vars.problem("GRAPH_API_URL", "is not a URL: https://, a host, maybe a port (1 to 65535) and a path");
     } else if !url.starts_with("https://") && !is_loopback_http(&url) {
         vars.problem(
             "GRAPH_API_URL",
@@ -275,8 +276,13 @@ fn turn(vars: &mut Vars) -> Turn {
     }
 }
 
+/// With a host, and a port that is one if any is written: 99999 would be taken for the scheme's.
 fn is_url(url: &str) -> bool {
-    url.parse::<ureq::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
+    let Ok(uri) = url.parse::<ureq::http::Uri>() else { return false };
+    let Some(host) = uri.host().filter(|host| !host.is_empty()) else { return false };
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let port = authority.rsplit('@').next().and_then(|rest| rest.strip_prefix(host)).unwrap_or_default();
+    port.is_empty() || port.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).is_some_and(|n| n > 0)
 }
 
 fn is_http(url: &str) -> bool {
@@ -364,6 +370,19 @@ mod tests {
         assert_eq!(config.graph.url, "https://graph.facebook.com");
         assert_eq!(config.turn.reply_max_age, Duration::from_secs(23 * 3600));
         assert_eq!((config.directory.cache_ttl, config.directory.cache_size), (300 * SECOND, 1000));
+    }
+
+    #[test]
+    fn a_url_has_a_host_and_a_port_that_is_one() {
+        for good in ["https://a", "http://a:80/x", "http://u:p@a:65535", "http://[::1]:1/x", "https://[::1]"]
+        {
+            assert!(is_url(good), "{good}");
+        }
+        for bad in
+            ["", "http://", "http://a:99999", "http://a:0", "http://a:", "http://u@a:x", "http://[::1]:"]
+        {
+            assert!(!is_url(bad), "{bad}");
+        }
     }
 
     #[test]

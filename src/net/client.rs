@@ -54,7 +54,6 @@ static ROOTS: LazyLock<Vec<Certificate<'static>>> = LazyLock::new(|| {
 pub struct Client {
     dialer: Dialer,
     idle: Idle,
-    pool_size: usize,
 }
 
 impl Client {
@@ -84,7 +83,7 @@ impl Client {
         let tcp = Tcp { names: names.clone(), is_patient: options.is_patient };
         let connector = ().chain(tcp).chain(RustlsConnector::default()).chain(Complete);
         let dialer = Dialer { config, names, connector: Box::new(connector) };
-        Self { dialer, idle: Idle::default(), pool_size: options.pool_size }
+        Self { dialer, idle: Idle::new(options.pool_size) }
     }
 
     /// Makes the call and reads the whole answer. Suspends. It is made again where a kept connection turns
@@ -106,7 +105,7 @@ impl Client {
         trace::begin(deadline);
         let uri: Uri = call.url.parse().map_err(|_| refused("the URL can't be used"))?;
         let host = uri.host().unwrap_or_default();
-        exchange(&self.dialer, &self.idle, self.pool_size, call, &uri).map_err(|e| {
+        exchange(&self.dialer, &self.idle, call, &uri).map_err(|e| {
             if matches!(e, Error::BodyExceedsLimit(_)) {
                 TOO_LARGE.inc();
             }

@@ -72,8 +72,10 @@ impl Dialer {
 type Host = (Scheme, Authority);
 
 /// Connections that wait for their next request, the one used last at the end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Idle {
+    /// Of all hosts, at most.
+    most: usize,
     of_hosts: Mutex<HashMap<Host, VecDeque<Waiting>>>,
 }
 
@@ -81,6 +83,10 @@ pub(super) struct Idle {
 type Waiting = (Duration, Connection);
 
 impl Idle {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, of_hosts: Mutex::default() }
+    }
+
     /// One that is open.
     fn take(&self, host: &Host) -> Option<Connection> {
         loop {
@@ -91,8 +97,8 @@ impl Idle {
         }
     }
 
-    /// Keeps it if it is open and nothing is left in it; `most` in all.
-    fn keep(&self, host: Host, mut connection: Connection, most: usize) {
+    /// Keeps it if it is open and nothing is left in it.
+    fn keep(&self, host: Host, mut connection: Connection) {
         if !connection.buffers().input().is_empty() || !connection.is_open() {
             return;
         }
@@ -107,7 +113,7 @@ impl Idle {
             }
         }
         of_hosts.retain(|_, idle| !idle.is_empty());
-        if of_hosts.values().map(VecDeque::len).sum::<usize>() > most {
+        if of_hosts.values().map(VecDeque::len).sum::<usize>() > self.most {
             let oldest = of_hosts.values_mut().min_by_key(|idle| idle.front().map(|(since, _)| *since));
             gone.extend(oldest.and_then(VecDeque::pop_front));
         }
@@ -118,13 +124,7 @@ impl Idle {
 }
 
 /// Makes the call over a kept connection or a new one, and reads the whole answer.
-pub(super) fn exchange(
-    dialer: &Dialer,
-    idle: &Idle,
-    pool_size: usize,
-    call: &Call<'_>,
-    uri: &Uri,
-) -> Result<Answer, Error> {
+pub(super) fn exchange(dialer: &Dialer, idle: &Idle, call: &Call<'_>, uri: &Uri) -> Result<Answer, Error> {
     let request = begin(call, uri)?;
     let host = host(uri)?;
     let mut connection = match idle.take(&host) {
@@ -136,7 +136,7 @@ pub(super) fn exchange(
     let is_begun = connection.maybe_await_input(until(Timeout::RecvResponse))?;
     let (answer, is_reusable) = receive(sent, &mut connection, is_begun)?;
     if is_reusable {
-        idle.keep(host, connection, pool_size);
+        idle.keep(host, connection);
     }
     Ok(answer)
 }

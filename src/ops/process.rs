@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::stack;
 
 /// Stacks that are kept for the next coroutine. They are taken in turn, so each of them ends up with the pages that the
-/// deepest call touches (28 KiB): not more than short bursts need.
+/// deepest call touches (see `stack`): not more than short bursts need.
 const STACKS_KEPT: usize = 256;
 /// How long an idle worker sleeps in the kernel before it looks around.
 const IDLE_POLL: Duration = Duration::from_millis(100);
