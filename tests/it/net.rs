@@ -415,6 +415,9 @@ fn tls_server() -> (Server, Vec<u8>) {
         let session = rustls::ServerConnection::new(Arc::clone(&config)).expect("a session");
         let mut tls = rustls::StreamOwned::new(session, stream);
         while let Some(seen) = request_from(&mut tls) {
+            if seen.body.starts_with(b"slow") {
+                std::thread::sleep(Duration::from_secs(2));
+            }
             if seen.body == b"hang up" || !reply(&mut tls, 200, "", &seen.body) {
                 return;
             }
@@ -445,6 +448,31 @@ fn tls_is_verified_and_its_connections_are_kept() {
     assert!(error.may_have_arrived, "{error:?}");
     let other = format!("https://localhost:{}/", server.address.port());
     assert!(!post(&client, &other, b"x", LONG).expect_err("another name").may_have_arrived);
+}
+
+#[test]
+fn four_hundred_wait_over_tls_with_their_stacks_given_back_and_all_go_on() {
+    crate::coroutines();
+    let (server, root) = tls_server();
+    let url = Arc::new(format!("https://127.0.0.1:{}/", server.address.port()));
+    let options = Options { pool_size: 8, connect_timeout: Duration::from_secs(20), is_patient: true };
+    let client = Arc::new(Client::with_extra_roots(options, &[&root]));
+    let ask = |n: usize| {
+        let (client, url) = (Arc::clone(&client), Arc::clone(&url));
+        let ask = move || {
+            whatsapp_webhook::stack::begin();
+            let mine = format!("slow {n}").repeat(50);
+            // what the wait must not touch
+            let above = std::hint::black_box([n; 512]);
+            let answer = post(&client, &url, mine.as_bytes(), LONG * 3).expect("an answer");
+            assert_eq!((answer.body, above), (mine.into_bytes(), [n; 512]));
+        };
+        let words = whatsapp_webhook::stack::BYTES / size_of::<usize>();
+        may::go!(may::coroutine::Builder::new().stack_size(words), ask).expect("memory for a stack")
+    };
+    let asked: Vec<_> = (0..400).map(ask).collect();
+    asked.into_iter().for_each(|asked| asked.join().expect("no panic"));
+    assert_eq!(server.count(), 400);
 }
 
 #[test]
