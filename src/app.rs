@@ -91,7 +91,7 @@ impl App {
             agent_config: config.agent.clone(),
             draining: Arc::clone(&draining),
             unpacked: turn::unpacked::Unpacked::default(),
-            busy: turn::busy(may::config().get_workers()),
+            busy: turn::busy(may::config().get_workers()).map_err(|e| fail(&e))?,
         };
         let dispatcher =
             Dispatcher::start(Arc::clone(&inbox) as Arc<dyn Inbox>, Arc::new(turns), config.turn.max_turns)

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod bell;
 pub mod cli;
 pub mod clock;
 pub mod config;

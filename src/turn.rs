@@ -22,8 +22,8 @@ use crate::graph::Graph;
 use crate::inbox::{Inbox, NewTurn, State, Work};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 use crate::secret::masked;
-use crate::turnstile::Turnstile;
 use crate::turnstile::places::Rule;
+use crate::turnstile::{Place, Turnstile};
 use unpacked::Unpacked;
 
 /// Turns by what they came to.
@@ -56,11 +56,11 @@ const BUSY_PER_WORKER: usize = 64;
 /// A disk may be so slow that most of them wait for it; then as many as so many turns a second need.
 const BUSY_PER_SECOND: usize = 20_000;
 /// Of one number while others are active too, for each worker. What others notice of a flood grows with it.
-const WINDOW_PER_WORKER: usize = 3;
+const WINDOW_PER_WORKER: usize = 1;
 /// What that is made for at the fastest commit, at least: the 1,000 messages a second that Meta allows a number
-/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with two commits that
-/// it waits for while another one is under way; and as much again, since a disk's usual sync is not its fastest.
-const COMMITS_PER_SECOND: usize = 16_000;
+/// (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), each with a commit that it
+/// waits for while another one is under way; and as much again, since a disk's usual sync is not its fastest.
+const COMMITS_PER_SECOND: usize = 4_000;
 /// Waits longer than this are cut into slices, so that a drain ends them.
 const SLICE: Duration = Duration::from_millis(500);
 
@@ -82,19 +82,20 @@ pub struct Turns {
     pub draining: Arc<AtomicBool>,
     /// Messages of large bodies.
     pub unpacked: Unpacked,
-    /// Whose turns use the cores now: all but those that wait for their agent or for Graph.
+    /// Whose turns use the cores now: those that have no stored answer yet and don't wait for their agent.
     pub busy: Turnstile,
 }
 
 /// For [`Turns::busy`], with so many workers.
-pub fn busy(workers: usize) -> Turnstile {
-    Turnstile::new(Rule {
+pub fn busy(workers: usize) -> std::io::Result<Turnstile> {
+    let rule = Rule {
         least: BUSY_PER_WORKER * workers,
         most: usize::MAX,
         per_second: BUSY_PER_SECOND,
         window: WINDOW_PER_WORKER * workers,
         window_per_second: COMMITS_PER_SECOND,
-    })
+    };
+    Turnstile::of_cores(rule, workers)
 }
 
 /// Fresh works of one job, read.
@@ -106,26 +107,26 @@ struct Batch {
 
 impl Runner for Turns {
     fn run(&self, job: Job) -> Outcome {
-        let _place = self.busy.enter(job.number());
+        let place = self.busy.enter(job.number());
         if self.draining.load(Relaxed) {
             // it waited for its place: what has not begun stays on disk
             return Outcome::Again { job, after: None };
         }
         match job {
-            Job::Fresh { works, attempt } => self.fresh(works, attempt),
-            Job::Open { turn, attempt } => self.open(turn, attempt),
+            Job::Fresh { works, attempt } => self.fresh(works, attempt, place),
+            Job::Open { turn, attempt } => self.open(turn, attempt, place),
         }
     }
 }
 
 impl Turns {
-    fn fresh(&self, works: Vec<Work>, attempt: u32) -> Outcome {
+    fn fresh(&self, works: Vec<Work>, attempt: u32, mut place: Place<'_>) -> Outcome {
         let Some(messages) = self.unpacked.read(&works) else { return self.unreadable(works) };
         let mut batch = Batch { works, messages, attempt };
         let now = clock::now();
         self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
         let Some(first) = batch.messages.first() else { return kept() };
-        let business = match self.business(batch.works[0].number, &first.phone_number_id) {
+        let business = match self.business(&mut place, &first.phone_number_id) {
             Ok(business) => business,
             Err(failure) => return self.no_business(batch, &failure),
         };
@@ -133,14 +134,14 @@ impl Turns {
             let app = hash64(&[app.as_bytes()]);
             self.keep(&mut batch, "wrong_app", |work, _| work.app != app);
         }
-        if batch.messages.is_empty() { kept() } else { self.answer(batch, &business) }
+        if batch.messages.is_empty() { kept() } else { self.answer(batch, &business, place) }
     }
 
-    /// Whose number it is; without a place if the store is asked, which may hang.
-    fn business(&self, number: u64, phone_number_id: &str) -> Result<Arc<Business>, Failure> {
+    /// Whose number it is; without the place if the store is asked, which may hang.
+    fn business(&self, place: &mut Place<'_>, phone_number_id: &str) -> Result<Arc<Business>, Failure> {
         self.directory
             .known(phone_number_id)
-            .unwrap_or_else(|| self.busy.aside(number, || self.directory.by_number(phone_number_id)))
+            .unwrap_or_else(|| place.aside(|| self.directory.by_number(phone_number_id)))
     }
 
     /// Settles the messages that `rule` names as kept, and takes them out of the batch.
@@ -205,7 +206,7 @@ impl Turns {
         }
     }
 
-    fn answer(&self, batch: Batch, business: &Arc<Business>) -> Outcome {
+    fn answer(&self, batch: Batch, business: &Arc<Business>, mut place: Place<'_>) -> Outcome {
         let first = &batch.messages[0];
         let last = &batch.messages[batch.messages.len() - 1];
         let session = format!("{}:{}", business.sub_domain, first.conversation);
@@ -226,7 +227,7 @@ impl Turns {
             messages: &batch.messages,
             history: &history,
         };
-        let answered = self.busy.aside(batch.works[0].number, || {
+        let answered = place.aside(|| {
             let answered = self.agent.answer(&ask);
             typing.stop();
             answered
@@ -239,6 +240,7 @@ impl Turns {
             },
         };
         let received_ms = batch.works[0].received_ms;
+        let begun = clock::monotonic();
         let stored = self.inbox.answered(NewTurn {
             items: ids(&batch.works),
             number: batch.works[0].number,
@@ -250,6 +252,12 @@ impl Turns {
             remember: answer.remember,
             history_max: self.agent_config.history,
         });
+        if stored.is_ok() {
+            // a commit is what a turn with a place waits for
+            self.busy.saw(clock::monotonic() - begun);
+        }
+        // from here on it waits for its pace and for its place at Graph
+        drop(place);
         match stored {
             Err(failure) => self.failed_before_answer(batch, &failure),
             Ok(turn) if turn.replies.is_empty() => {

@@ -1,65 +1,74 @@
 //! Coroutines that wait for a place, fair between phone numbers: whose calls go to Graph now, whose turns use the cores.
 //!
 //! PURE: `places` (who gets one). Here: waiting for one and giving it back.
+//!
+//! A worker of `may` looks at its sockets only when no coroutine is ready to run. A place that goes from hand to hand keeps
+//! some ready for as long as a flood lasts, and nothing that arrives meanwhile would be read. So now and then places stay
+//! free until a worker has looked: see [`Breath`].
 
+mod breath;
 pub mod places;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use may::sync::Blocker;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::clock;
+use breath::Breath;
 use places::{Places, Rule};
+
+type Shared = Mutex<Places<Arc<Blocker>>>;
 
 /// Places, and who waits for one.
 #[derive(Debug)]
-pub struct Turnstile(Mutex<Places<Arc<Blocker>>>);
+pub struct Turnstile {
+    places: Arc<Shared>,
+    breath: Option<Breath>,
+}
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
 pub struct Place<'a> {
     turnstile: &'a Turnstile,
     number: u64,
+    is_held: bool,
+    since: Duration,
     /// It was not free at once.
     pub waited: bool,
 }
 
 impl Turnstile {
-    /// All places free.
+    /// All places free; for calls that end with an answer from a socket.
     pub fn new(rule: Rule) -> Self {
-        Self(Mutex::new(Places::new(rule)))
+        Self { places: Arc::new(Mutex::new(Places::new(rule))), breath: None }
+    }
+
+    /// The same for work on the workers' cores. Fails where there are no descriptors left: it takes two a worker.
+    pub fn of_cores(rule: Rule, workers: usize) -> std::io::Result<Self> {
+        let mut turnstile = Self::new(rule);
+        let places = Arc::clone(&turnstile.places);
+        turnstile.breath = Some(Breath::new(workers, move || hand_out(places.lock()))?);
+        Ok(turnstile)
     }
 
     /// Takes a place for this number, when there is one. A coroutine that ends soon after needs [`clock::linger`].
     pub fn enter(&self, number: u64) -> Place<'_> {
         let waited = self.take(number, false);
-        Place { turnstile: self, number, waited }
-    }
-
-    /// Does something meanwhile for which no place is needed, with the place given away: for who has one of this number. It
-    /// comes back before those of the number who have not begun.
-    pub fn aside<T>(&self, number: u64, work: impl FnOnce() -> T) -> T {
-        let back = Back { turnstile: self, number };
-        self.give(number);
-        let done = work();
-        std::mem::forget(back);
-        self.take(number, true);
-        done
+        Place { turnstile: self, number, is_held: true, since: clock::monotonic(), waited }
     }
 
     /// Whether it had to wait.
     fn take(&self, number: u64, returns: bool) -> bool {
         let now = clock::monotonic();
-        let mut places = self.0.lock();
+        let mut places = self.places.lock();
         if places.take(number, returns, now) {
             return false;
         }
         let waiter = Arc::new(Blocker::new(true));
-        let next = places.wait(number, returns, waiter.clone(), now);
-        drop(places);
-        next.iter().for_each(|waiter| waiter.unpark());
+        places.wait(number, returns, waiter.clone(), now);
+        self.go_on(places, now);
         // no timeout, and cancelling is ignored: it returns because it has its place
         let _ = waiter.park(None);
         true
@@ -68,32 +77,57 @@ impl Turnstile {
     /// How long something took for which a place is needed, and which ended well: the fastest says how many places are
     /// needed.
     pub fn saw(&self, took: Duration) {
-        self.0.lock().saw(took, clock::monotonic());
+        self.places.lock().saw(took, clock::monotonic());
     }
 
     fn give(&self, number: u64) {
-        let next = self.0.lock().give(number, clock::monotonic());
-        for waiter in next {
-            waiter.unpark();
+        let now = clock::monotonic();
+        let mut places = self.places.lock();
+        places.give(number, now);
+        self.go_on(places, now);
+    }
+
+    /// Free places go to those who wait, now or after a breath.
+    fn go_on(&self, places: MutexGuard<'_, Places<Arc<Blocker>>>, now: Duration) {
+        if places.has_next() && self.breath.as_ref().is_none_or(|breath| breath.may_go_on(now)) {
+            hand_out(places);
         }
     }
 }
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.turnstile.give(self.number);
+fn hand_out(mut places: MutexGuard<'_, Places<Arc<Blocker>>>) {
+    let next = places.hand_out(clock::monotonic());
+    drop(places);
+    next.iter().for_each(|waiter| waiter.unpark());
+}
+
+impl Place<'_> {
+    /// Does something meanwhile for which no place is needed, with the place given away. It comes back before those of the
+    /// number who have not begun.
+    pub fn aside<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.leave();
+        let done = work();
+        self.turnstile.take(self.number, true);
+        self.is_held = true;
+        done
+    }
+
+    /// Since it was taken.
+    pub fn age(&self) -> Duration {
+        clock::monotonic().saturating_sub(self.since)
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.turnstile.give(self.number);
+        }
     }
 }
 
-/// A panic while the place is given away: it is taken back without waiting, since [`Place`] gives it back once more.
-struct Back<'a> {
-    turnstile: &'a Turnstile,
-    number: u64,
-}
-
-impl Drop for Back<'_> {
+/// After a panic in [`Place::aside`] it is given back already.
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.turnstile.0.lock().take_anyway(self.number);
+        self.leave();
     }
 }
 
@@ -114,14 +148,14 @@ mod tests {
         let visit = |n: u64| {
             let (turnstile, inside, most) = (turnstile.clone(), inside.clone(), most.clone());
             std::thread::spawn(move || {
-                let _place = turnstile.enter(n % 4);
+                let mut place = turnstile.enter(n % 4);
                 let stay = |inside: &AtomicUsize| {
                     most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
                     std::thread::sleep(Duration::from_millis(1));
                     inside.fetch_sub(1, SeqCst);
                 };
                 stay(&inside);
-                turnstile.aside(n % 4, || std::thread::sleep(Duration::from_millis(1)));
+                place.aside(|| std::thread::sleep(Duration::from_millis(1)));
                 stay(&inside);
             })
         };
@@ -130,16 +164,66 @@ mod tests {
             visit.join().expect("no panic");
         }
         assert_eq!((inside.load(SeqCst), most.load(SeqCst)), (0, 3));
-        assert!(turnstile.0.lock().is_idle());
+        assert!(turnstile.places.lock().is_idle());
     }
 
     #[test]
     fn a_panic_gives_the_place_back_once() {
         let turnstile = Turnstile::new(FEW);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let _place = turnstile.enter(1);
-            turnstile.aside(1, || panic!("on purpose"));
+            turnstile.enter(1).aside(|| panic!("on purpose"));
         }));
-        assert!(panicked.is_err() && turnstile.0.lock().is_idle());
+        assert!(panicked.is_err() && turnstile.places.lock().is_idle());
+    }
+
+    /// Places that go from hand to hand for a second, and beside it a byte that comes in at a socket every millisecond.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the test's thread is no coroutine")]
+    fn sockets_are_read_while_places_go_from_hand_to_hand() {
+        use std::io::{Read, Write};
+        use std::sync::atomic::AtomicBool;
+
+        let workers = may::config().get_workers();
+        let rule = Rule { least: workers, most: workers, window: workers, ..FEW };
+        let turnstile = Arc::new(Turnstile::of_cores(rule, workers).expect("descriptors"));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let held: Vec<_> = (0..workers).map(|_| turnstile.enter(1)).collect();
+        let chain = || {
+            let (turnstile, is_over) = (turnstile.clone(), is_over.clone());
+            may::go!(move || {
+                while !is_over.load(SeqCst) {
+                    let _place = turnstile.enter(1);
+                    let until = clock::monotonic() + Duration::from_micros(20);
+                    while clock::monotonic() < until {}
+                }
+            })
+        };
+        let chains: Vec<_> = (0..8 * workers).map(|_| chain()).collect();
+        let listener = may::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        let mut near = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        near.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        let echo = may::go!(move || {
+            let (mut far, _) = listener.accept().expect("accepts");
+            let mut byte = [0];
+            while far.read_exact(&mut byte).is_ok() && far.write_all(&byte).is_ok() {}
+        });
+        // all of them wait for a place before the first one gets one
+        while turnstile.places.lock().waiting(1) < chains.len() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(held);
+        let mut late = 0;
+        for _ in 0..200 {
+            let asked = clock::monotonic();
+            near.write_all(&[1]).and_then(|()| near.read_exact(&mut [0])).expect("an echo");
+            late += u32::from(clock::monotonic() - asked > Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        is_over.store(true, SeqCst);
+        drop(near);
+        for ended in chains.into_iter().chain([echo]) {
+            ended.join().expect("no panic");
+        }
+        assert!(late < 20, "{late} of 200 echoes took more than 100 ms");
     }
 }

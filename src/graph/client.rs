@@ -18,17 +18,17 @@ use crate::event::{Business, Recipient, hash64};
 use crate::failure::{Failure, Reason, Source, Verdict};
 use crate::net;
 use crate::ops::metrics::{Counter, Family, Histogram};
-use crate::turnstile::Turnstile;
 use crate::turnstile::places::Rule;
+use crate::turnstile::{Place, Turnstile};
 
 /// Connecting, at most; a whole call is bounded by GRAPH_TIMEOUT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a number's calls at once are made for, at the fastest send: four times the 1,000 messages a second that Meta allows
-/// one (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), since each has its read
-/// receipt, and the usual call is slower.
+/// What a number's calls at once are made for, at the fastest send with its commit: four times the 1,000 messages a second
+/// that Meta allows one (<https://developers.facebook.com/documentation/business-messaging/whatsapp/throughput>), since each
+/// has its read receipt, and the usual call is slower.
 const CALLS_PER_SECOND: usize = 4_000;
 /// A number may have so many calls at once however fast they are, while others are active too.
-const CALLS_MIN: usize = 8;
+const CALLS_MIN: usize = 4;
 /// Longer ids are not Meta's.
 const WAMID_MAX: usize = 512;
 /// Longer ids are not Meta's.
@@ -108,19 +108,12 @@ impl Client {
         }
     }
 
-    fn post(
-        &self,
-        business: &Business,
-        phone_number_id: &str,
-        body: &[u8],
-    ) -> Result<(net::Answer, Duration), Failure> {
+    fn post(&self, business: &Business, phone_number_id: &str, body: &[u8]) -> Result<net::Answer, Failure> {
         if !is_id(phone_number_id) {
             return Err(refused("graph_bad_number", "the phone_number_id is not one of Meta's"));
         }
         let url = format!("{}/{phone_number_id}/messages", self.base);
         let bearer = Zeroizing::new(format!("Bearer {}", business.token.reveal()));
-        let place = self.turnstile.enter(hash64(&[phone_number_id.as_bytes()]));
-        QUEUED.add(u64::from(place.waited));
         let begun = clock::monotonic();
         let answer = self.http.call(&net::Call {
             method: "POST",
@@ -129,10 +122,8 @@ impl Client {
             body,
             timeout: self.timeout,
         });
-        let took = clock::monotonic() - begun;
-        SECONDS.observe(took);
-        drop(place);
-        answer.map(|answer| (answer, took)).map_err(|e| errors::no_answer(&e))
+        SECONDS.observe(clock::monotonic() - begun);
+        answer.map_err(|e| errors::no_answer(&e))
     }
 }
 
@@ -149,15 +140,20 @@ impl Graph for Client {
         place.wait
     }
 
-    fn send(&self, send: &Send<'_>) -> Result<String, Failure> {
+    fn enter(&self, phone_number_id: &str) -> Place<'_> {
+        let place = self.turnstile.enter(hash64(&[phone_number_id.as_bytes()]));
+        QUEUED.add(u64::from(place.waited));
+        place
+    }
+
+    fn send(&self, send: &Send<'_>, place: Place<'_>) -> Result<String, Failure> {
         let sent = body::message(send)
             .map_err(|body::NotAMessage| refused("graph_bad_body", "the message is no JSON object"))
             .and_then(|body| self.post(send.business, send.phone_number_id, &body))
-            .and_then(|(answer, took)| {
-                let wamid = wamid(answer)?;
-                self.turnstile.saw(took);
-                Ok(wamid)
-            });
+            .and_then(wamid);
+        if sent.is_ok() {
+            self.turnstile.saw(place.age());
+        }
         SENDS.inc(outcome(&sent));
         sent
     }
@@ -169,9 +165,8 @@ impl Graph for Client {
         wamid: &str,
         typing: bool,
     ) -> Result<(), Failure> {
-        let done = self
-            .post(business, phone_number_id, &body::read(wamid, typing))
-            .and_then(|(answer, _)| success(answer));
+        let _place = self.enter(phone_number_id);
+        let done = self.post(business, phone_number_id, &body::read(wamid, typing)).and_then(success);
         READS.inc(outcome(&done));
         done
     }

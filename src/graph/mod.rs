@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use crate::event::{Business, Recipient};
 use crate::failure::Failure;
 use crate::ops::metrics::Metric;
+use crate::turnstile::Place;
 
 /// What this module counts.
 pub static METRICS: &[&dyn Metric] = &[
@@ -44,8 +45,10 @@ pub trait Graph: std::marker::Send + Sync + 'static {
     /// How long to wait before a send from this number to this recipient may go out (pacing: per number, per
     /// pair), 0 if at once. Takes the place in the queue: call once a send, then wait, then send.
     fn reserve(&self, phone_number_id: &str, to: &Recipient) -> std::time::Duration;
+    /// A place among this number's calls at once, for [`Graph::send`]; waits for one.
+    fn enter(&self, phone_number_id: &str) -> Place<'_>;
     /// Sends it once and returns the wamid. See [`crate::failure::Verdict`] for what the errors mean.
-    fn send(&self, send: &Send<'_>) -> Result<String, Failure>;
+    fn send(&self, send: &Send<'_>, place: Place<'_>) -> Result<String, Failure>;
     /// Marks the message read; with `typing` also shows the typing indicator (25 s or until the reply).
     fn read(
         &self,

@@ -5,19 +5,13 @@
 //! connections whose events that worker polls, records their outcome and unparks them, which are pushes to its own
 //! queue. The committer touches nothing of a connection then, and a connection's stack and buffers stay with the
 //! core that will read its next request.
-//!
-//! `may` polls descriptor `fd` on worker `fd % workers`, and an unparked coroutine goes to any worker; so the one that
-//! must run on a certain worker waits for a pipe whose descriptor is polled there.
 
-use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use may::io::CoIo;
 use parking_lot::Mutex;
 
 use super::queue::Append;
-use crate::clock;
+use crate::bell::Bell;
 
 /// Below this many waiters they are woken directly.
 const FAN_OUT_MIN: usize = 8;
@@ -28,7 +22,7 @@ pub struct Waker {
 
 struct Helper {
     list: Arc<Mutex<Vec<Append>>>,
-    bell: PipeWriter,
+    bell: Bell,
 }
 
 impl Waker {
@@ -58,7 +52,7 @@ impl Waker {
             lists.iter().zip(were_empty).map(|(list, was)| was && !list.is_empty()).collect();
         drop(lists);
         for (helper, ring) in self.helpers.iter().zip(rings) {
-            if ring && (&helper.bell).write_all(&[1]).is_err() {
+            if ring && !helper.bell.ring() {
                 // its coroutine has ended, and hears no ring any more
                 wake_all(&helper.list, &mut Vec::new());
             }
@@ -83,41 +77,12 @@ fn wake_all(list: &Mutex<Vec<Append>>, own: &mut Vec<Append>) {
 
 impl Helper {
     fn start(worker: usize, workers: usize) -> std::io::Result<Self> {
-        let (reader, bell) = std::io::pipe()?;
-        let mut bell_end = CoIo::new(polled_by(reader, worker, workers)?)
-            .map_err(|e| std::io::Error::other(e.to_string()))?;
         let list = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&list);
-        let body = move || {
-            let mut mine: Vec<Append> = Vec::new();
-            let mut rings = [0; 16];
-            loop {
-                match bell_end.read(&mut rings) {
-                    Ok(1..) => wake_all(&shared, &mut mine),
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    // the committer has ended, or the pipe failed: from now on a ring fails too
-                    _ => break,
-                }
-            }
-            clock::linger();
-            // its registration goes first: once the descriptor is closed its number may be another's
-            drop(bell_end.into_inner());
-            wake_all(&shared, &mut mine);
-        };
-        let _detached = may::go!(may::coroutine::Builder::new().name("waker".to_owned()), body);
+        let mut mine: Vec<Append> = Vec::new();
+        let bell = Bell::hang("waker", (worker, workers), move || wake_all(&shared, &mut mine))?;
         Ok(Self { list, bell })
     }
-}
-
-/// The same pipe under a descriptor that `worker` polls.
-fn polled_by(reader: PipeReader, worker: usize, workers: usize) -> std::io::Result<PipeReader> {
-    let mut others = Vec::new();
-    let mut reader = reader;
-    while reader.as_raw_fd() as usize % workers != worker {
-        let next = reader.try_clone()?;
-        others.push(std::mem::replace(&mut reader, next));
-    }
-    Ok(reader)
 }
 
 #[cfg(test)]
@@ -130,9 +95,7 @@ mod tests {
 
     #[test]
     fn without_its_coroutine_a_list_is_woken_from_here() {
-        let (reader, bell) = std::io::pipe().expect("a pipe");
-        let waker = Waker { helpers: vec![Helper { list: Arc::default(), bell }] };
-        drop(reader);
+        let waker = Waker { helpers: vec![Helper { list: Arc::default(), bell: Bell::broken() }] };
         let queue = Arc::new(Queue::new());
         let posts: Vec<_> = (0..FAN_OUT_MIN)
             .map(|n| {
@@ -149,23 +112,6 @@ mod tests {
         waker.tell(&mut appends);
         for post in posts {
             assert_eq!(post.join().expect("no panic"), Ok(()));
-        }
-    }
-
-    #[test]
-    fn a_pipe_can_be_polled_by_any_worker() {
-        for workers in [1, 2, 3, 8] {
-            for worker in 0..workers {
-                let (reader, mut bell) = std::io::pipe().expect("a pipe");
-                let mut reader = polled_by(reader, worker, workers).expect("another descriptor");
-                assert_eq!(reader.as_raw_fd() as usize % workers, worker);
-                bell.write_all(&[7]).expect("rings");
-                let mut heard = [0];
-                reader.read_exact(&mut heard).expect("is heard");
-                assert_eq!(heard, [7]);
-                drop(bell);
-                assert_eq!(reader.read(&mut heard).expect("the end"), 0);
-            }
         }
     }
 }

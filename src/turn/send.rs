@@ -1,6 +1,7 @@
 //! Sending a stored answer, one reply after the other, each settled before the next begins.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::{DEAD, REPLIES, REPLY_SECONDS, RETRIED, SENT, SLICE, TURNS, Turns, hint, level_of};
@@ -11,6 +12,7 @@ use crate::failure::{Failure, Reason, Scope, Verdict};
 use crate::graph::Send;
 use crate::inbox::{OpenTurn, ReplyState, State};
 use crate::secret::masked;
+use crate::turnstile::Place;
 
 /// What one reply came to.
 enum Step {
@@ -21,8 +23,10 @@ enum Step {
 
 impl Turns {
     /// A stored answer that was not all sent: after a failure, or after a restart.
-    pub(super) fn open(&self, turn: OpenTurn, attempt: u32) -> Outcome {
-        match self.business(turn.number, &turn.phone_number_id) {
+    pub(super) fn open(&self, turn: OpenTurn, attempt: u32, mut place: Place<'_>) -> Outcome {
+        let business = self.business(&mut place, &turn.phone_number_id);
+        drop(place);
+        match business {
             Ok(business) => self.send_all(turn, attempt, &business, None),
             Err(failure) => {
                 log::log!(level_of(&failure), "turn {}: {failure}", turn.id);
@@ -86,17 +90,19 @@ impl Turns {
             return self.dead(turn, nth, &Reason::fixed("too_old"), "not sent within REPLY_MAX_AGE");
         }
         let pace = self.graph.reserve(&turn.phone_number_id, &turn.to);
-        if !pace.is_zero() && !self.busy.aside(turn.number, || self.wait(pace)) {
+        if !pace.is_zero() && !self.wait(pace) {
+            return Step::Again(None);
+        }
+        // before it counts as being sent: what waits here was not
+        let place = self.graph.enter(&turn.phone_number_id);
+        if place.waited && self.draining.load(Relaxed) {
             return Step::Again(None);
         }
         let id = turn.replies[nth].id.clone();
-        let begun = clock::monotonic();
         if let Err(failure) = self.inbox.sending(&id, turn.number) {
             log::warn!("turn {}: {failure}", turn.id);
             return Step::Again(None);
         }
-        // a commit is what a turn with a place waits for
-        self.busy.saw(clock::monotonic() - begun);
         let send = Send {
             business,
             phone_number_id: &turn.phone_number_id,
@@ -105,12 +111,9 @@ impl Turns {
             reply_id: &id,
             in_reply_to: None,
         };
-        let sent = self.busy.aside(turn.number, || {
-            // recorded before anything else is waited for
-            self.graph.send(&send).inspect(|wamid| self.inbox.sent(&id, wamid))
-        });
-        match sent {
-            Ok(_) => {
+        match self.graph.send(&send, place) {
+            Ok(wamid) => {
+                self.inbox.sent(&id, &wamid);
                 turn.replies[nth].state = ReplyState::Sent;
                 REPLIES.inc();
                 Step::Settled
@@ -163,7 +166,7 @@ impl Turns {
         let until = clock::monotonic() + self.config.send_settle;
         loop {
             let left = until.saturating_sub(clock::monotonic());
-            let evidence = self.busy.aside(turn.number, || self.inbox.evidence(&id, left.min(SLICE)));
+            let evidence = self.inbox.evidence(&id, left.min(SLICE));
             if evidence.is_some() {
                 log::info!("turn {}: reply {id} went out: a status names it", turn.id);
                 turn.replies[nth].state = ReplyState::Sent;
@@ -174,7 +177,7 @@ impl Turns {
             if left.is_zero() {
                 break;
             }
-            if self.draining.load(std::sync::atomic::Ordering::Relaxed) {
+            if self.draining.load(Relaxed) {
                 return false;
             }
         }

@@ -204,6 +204,7 @@ mod tests {
     use crate::failure::Failure;
     use crate::graph::Send;
     use crate::secret::Secret;
+    use crate::turnstile::Place;
 
     /// Counts the indicators.
     #[derive(Default)]
@@ -213,7 +214,10 @@ mod tests {
         fn reserve(&self, _: &str, _: &Recipient) -> Duration {
             Duration::ZERO
         }
-        fn send(&self, _: &Send<'_>) -> Result<String, Failure> {
+        fn enter(&self, _: &str) -> Place<'_> {
+            unreachable!("only the indicator is tested")
+        }
+        fn send(&self, _: &Send<'_>, _: Place<'_>) -> Result<String, Failure> {
             unreachable!("only the indicator is tested")
         }
         fn read(&self, _: &Business, _: &str, _: &str, _: bool) -> Result<(), Failure> {

@@ -4,8 +4,9 @@
 //! - There are [`Rule::least`], or more where each use takes long: what waits for a slow disk or a distant network does
 //!   not keep the others from the cores.
 //! - While other numbers are active too, what a number has at once is bounded by its window. It grows in the same
-//!   way: it binds where a flood of one number would fill our own queues, and not where it waits. A number that is alone
-//!   may have all, one eighth aside.
+//!   way: it binds where a flood of one number would fill our own queues, and not where it waits. Where many numbers are
+//!   active the cores are full anyway, and more turns at once share a commit: it is up to three times as wide. A number
+//!   that is alone may have all, one eighth aside.
 //! - That eighth is for numbers that have less than their share, `places / (active numbers + 1)`.
 //! - A place that is given back goes to the numbers that wait in turn, and within a number first to who has begun already
 //!   and comes back, then to who waited longest. Else a flood would begin all it has before it ends any.
@@ -20,6 +21,10 @@ pub const MEMORY: Duration = Duration::from_secs(5);
 pub const ALONE_AFTER: Duration = Duration::from_secs(10);
 /// Kept free for numbers below their share, at most (an eighth of all if that is less).
 const RESERVE_MAX: usize = 256;
+/// For so many active numbers the windows are once more as wide ..
+const WIDER_EVERY: usize = 4;
+/// .. up to so many times.
+const WIDER_MAX: usize = 3;
 /// Numbers that are looked at for a place that came back, at most.
 const LOOKS_MAX: usize = 32;
 
@@ -96,23 +101,17 @@ impl<W> Places<W> {
         if !is_first || entry.map_or(0, |entry| entry.taken) >= self.taken_max(number, active, now) {
             return false;
         }
-        self.take_anyway(number);
+        self.numbers.entry(number).or_default().taken += 1;
+        self.taken += 1;
         true
     }
 
-    /// Takes one even if there is none.
-    pub fn take_anyway(&mut self, number: u64) {
-        self.numbers.entry(number).or_default().taken += 1;
-        self.taken += 1;
-    }
-
-    /// Lines up behind the number's other calls of its kind. This or a later [`Places::give`] hands `waiter` out: then it
-    /// has its place. (This one does where the number's window has grown since a place was given back.)
-    pub fn wait(&mut self, number: u64, returns: bool, waiter: W, now: Duration) -> Vec<W> {
+    /// Lines up behind the number's other calls of its kind. A [`Places::hand_out`] returns `waiter`: then it has its place.
+    /// (That may be due at once, where the number's window has grown since a place was given back.)
+    pub fn wait(&mut self, number: u64, returns: bool, waiter: W, now: Duration) {
         let entry = self.numbers.entry(number).or_default();
         if returns { &mut entry.returning } else { &mut entry.waiting }.push_back(waiter);
         self.queue(number, now);
-        self.hand_out(now)
     }
 
     /// How long something took for which a place is needed, and which ended well.
@@ -120,8 +119,8 @@ impl<W> Places<W> {
         self.fastest.saw(took, now);
     }
 
-    /// Gives a place back and hands out those that get one now.
-    pub fn give(&mut self, number: u64, now: Duration) -> Vec<W> {
+    /// Gives a place back.
+    pub fn give(&mut self, number: u64, now: Duration) {
         if let Some(entry) = self.numbers.get_mut(&number).filter(|entry| entry.taken > 0) {
             entry.taken -= 1;
             self.taken -= 1;
@@ -131,7 +130,17 @@ impl<W> Places<W> {
                 self.queue(number, now);
             }
         }
-        self.hand_out(now)
+    }
+
+    /// Whether somebody might get a place: [`Places::hand_out`] is to be called soon.
+    pub fn has_next(&self) -> bool {
+        !self.ring.is_empty() && self.free() > 0
+    }
+
+    /// How many of this number wait.
+    #[cfg(test)]
+    pub fn waiting(&self, number: u64) -> usize {
+        self.numbers.get(&number).map_or(0, |entry| entry.returning.len() + entry.waiting.len())
     }
 
     /// Nobody has or wants anything.
@@ -140,7 +149,8 @@ impl<W> Places<W> {
         self.numbers.is_empty() && self.taken == 0
     }
 
-    fn hand_out(&mut self, now: Duration) -> Vec<W> {
+    /// Those that get a place now.
+    pub fn hand_out(&mut self, now: Duration) -> Vec<W> {
         let mut out = Vec::new();
         // looked at since the last place went, and back in the ring
         let mut passed = 0;
@@ -204,7 +214,8 @@ impl<W> Places<W> {
         if self.recent.is_alone(number, now) {
             return total;
         }
-        self.needed(self.rule.window_per_second).max(self.rule.window).clamp(1, total)
+        let least = self.rule.window * (self.numbers.len() / WIDER_EVERY).clamp(1, WIDER_MAX);
+        self.needed(self.rule.window_per_second).max(least).clamp(1, total)
     }
 
     /// Places that so many uses a second need.
@@ -266,20 +277,32 @@ mod tests {
 
     use super::*;
 
-    const GRAPH: Rule = Rule { least: 200, most: 200, per_second: 1, window: 8, window_per_second: 4_000 };
+    const GRAPH: Rule = Rule { least: 200, most: 200, per_second: 1, window: 4, window_per_second: 4_000 };
     const CORES: Rule =
-        Rule { least: 32, most: usize::MAX, per_second: 20_000, window: 6, window_per_second: 16_000 };
+        Rule { least: 32, most: usize::MAX, per_second: 20_000, window: 6, window_per_second: 4_000 };
     const NOW: Duration = Duration::from_secs(1);
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
 
+    /// Gives a place back; who gets one.
+    fn give<W>(places: &mut Places<W>, number: u64, now: Duration) -> Vec<W> {
+        places.give(number, now);
+        places.hand_out(now)
+    }
+
+    /// Lines up; who gets a place.
+    fn wait<W>(places: &mut Places<W>, number: u64, returns: bool, waiter: W, now: Duration) -> Vec<W> {
+        places.wait(number, returns, waiter, now);
+        places.hand_out(now)
+    }
+
     /// Another number has asked just now.
     fn contended(rule: Rule, fastest_ms: u64) -> Places<u64> {
         let mut places = Places::new(rule);
         places.saw(ms(fastest_ms), NOW);
-        assert!(places.take(0, false, NOW) && places.give(0, NOW).is_empty());
+        assert!(places.take(0, false, NOW) && give(&mut places, 0, NOW).is_empty());
         places
     }
 
@@ -290,7 +313,7 @@ mod tests {
             if places.take(number, false, NOW) {
                 got += 1;
             } else {
-                assert!(places.wait(number, false, number, NOW).is_empty());
+                assert!(wait(places, number, false, number, NOW).is_empty());
             }
         }
         got
@@ -308,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_window_is_as_wide_as_graphs_distance_needs() {
-        for (fastest, most) in [(0, 8), (1, 8), (20, 80), (30, 120), (100, 175), (30_000, 175)] {
+        for (fastest, most) in [(0, 4), (1, 4), (20, 80), (30, 120), (100, 175), (30_000, 175)] {
             assert_eq!(ask(&mut contended(GRAPH, fastest), 1, 300), most, "{fastest} ms");
         }
         let one = Rule { least: 1, most: 1, ..GRAPH };
@@ -317,7 +340,7 @@ mod tests {
 
     #[test]
     fn there_are_more_places_where_all_wait_for_a_slow_disk() {
-        for (fastest, window, total) in [(0, 6, 32), (1, 16, 32), (5, 80, 100), (50, 800, 1_000)] {
+        for (fastest, window, total) in [(0, 6, 32), (1, 6, 32), (5, 20, 100), (50, 200, 1_000)] {
             let mut places = contended(CORES, fastest);
             assert_eq!(ask(&mut places, 1, 2_000), window, "{fastest} ms");
             assert_eq!(places.total(), total, "{fastest} ms");
@@ -330,22 +353,34 @@ mod tests {
         let later = NOW + ALONE_AFTER + ms(1);
         assert_eq!((0..100).filter(|_| places.take(1, false, later)).count(), 28);
         // another one comes, and there are places for it; what the first one gives back is not for itself
-        assert!(places.wait(1, false, 1, later).is_empty());
+        assert!(wait(&mut places, 1, false, 1, later).is_empty());
         assert!((0..4).all(|_| places.take(2, false, later)) && !places.take(2, false, later));
-        assert!(places.wait(2, false, 2, later).is_empty());
-        assert_eq!(places.give(1, later), [2]);
-        assert_eq!((0..21).flat_map(|_| places.give(1, later)).count(), 0);
-        assert_eq!(places.give(1, later), [1], "five are left of its window of six");
+        assert!(wait(&mut places, 2, false, 2, later).is_empty());
+        assert_eq!(give(&mut places, 1, later), [2]);
+        assert_eq!((0..21).flat_map(|_| give(&mut places, 1, later)).count(), 0);
+        assert_eq!(give(&mut places, 1, later), [1], "five are left of its window of six");
+    }
+
+    #[test]
+    fn windows_are_wider_where_many_numbers_are_active() {
+        let mut places = contended(GRAPH, 0);
+        for (active, window) in [(1, 4), (7, 4), (8, 8), (12, 12), (40, 12)] {
+            for number in 1..active {
+                let _ = places.take(number, false, NOW);
+            }
+            assert_eq!(ask(&mut places, 1_000 + active, 20), window, "beside {active}");
+            (0..20).for_each(|_| drop(give(&mut places, 1_000 + active, NOW)));
+        }
     }
 
     #[test]
     fn who_waits_gets_the_places_that_its_window_grew_by_meanwhile() {
         let mut places = contended(GRAPH, 0);
-        assert_eq!(ask(&mut places, 1, 10), 8);
-        // all eight hang, and the others went home
+        assert_eq!(ask(&mut places, 1, 6), 4);
+        // all four hang, and the others went home
         let later = NOW + ALONE_AFTER + ms(1);
         assert!(!places.take(1, false, later), "two wait already");
-        assert_eq!(places.wait(1, false, 3, later), [1, 1, 3]);
+        assert_eq!(wait(&mut places, 1, false, 3, later), [1, 1, 3]);
     }
 
     #[test]
@@ -353,7 +388,7 @@ mod tests {
         let mut places = contended(Rule { least: 4, most: 4, ..GRAPH }, 300);
         assert_eq!(ask(&mut places, 1, 100), 4);
         assert_eq!(ask(&mut places, 2, 3) + ask(&mut places, 3, 3), 0);
-        let next: Vec<_> = (0..5).flat_map(|_| places.give(1, NOW)).collect();
+        let next: Vec<_> = (0..5).flat_map(|_| give(&mut places, 1, NOW)).collect();
         assert_eq!(next, [2, 3, 1, 2, 3]);
     }
 
@@ -371,19 +406,12 @@ mod tests {
     fn who_comes_back_is_before_those_who_have_not_begun() {
         let mut places = contended(CORES, 0);
         assert_eq!(ask(&mut places, 1, CORES.window + 4), CORES.window);
-        assert!(places.wait(1, true, 77, NOW).is_empty() && places.wait(1, true, 78, NOW).is_empty());
+        assert!(
+            wait(&mut places, 1, true, 77, NOW).is_empty() && wait(&mut places, 1, true, 78, NOW).is_empty()
+        );
         assert!(!places.take(1, true, NOW), "in their order too");
-        let next: Vec<_> = (0..4).flat_map(|_| places.give(1, NOW)).collect();
+        let next: Vec<_> = (0..4).flat_map(|_| give(&mut places, 1, NOW)).collect();
         assert_eq!(next, [77, 78, 1, 1]);
-    }
-
-    #[test]
-    fn a_place_that_was_taken_without_being_there_is_paid_back() {
-        let mut places = contended(Rule { least: 1, most: 1, ..GRAPH }, 1);
-        assert_eq!(ask(&mut places, 1, 1), 1);
-        places.take_anyway(2);
-        assert!(places.give(2, NOW).is_empty() && !places.take(3, false, NOW));
-        assert!(places.give(1, NOW).is_empty() && places.is_idle());
     }
 
     proptest! {
@@ -417,7 +445,7 @@ mod tests {
                 if took > 0 {
                     places.saw(ms(took), now);
                 }
-                go_on(places.give(number, now), under_way, waiting)
+                go_on(self::give(places, number, now), under_way, waiting)
             };
             for (is_new, number, took, which, returns) in steps {
                 // half of all calls are of one number, and sometimes it is alone
@@ -431,7 +459,7 @@ mod tests {
                         under_way.push(number);
                     } else {
                         waiting.entry(number).or_default().push_back((returns, asked));
-                        let next = places.wait(number, returns, (number, asked), now);
+                        let next = wait(&mut places, number, returns, (number, asked), now);
                         go_on(next, &mut under_way, &mut waiting)?;
                     }
                 } else {

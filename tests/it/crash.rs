@@ -147,6 +147,35 @@ fn a_restart_with_a_backlog_of_100_000_is_quick_small_and_complete() {
     println!("ready after {ready:?}, at most {largest} MiB");
 }
 
+#[test]
+fn a_reply_that_waits_for_a_connection_was_not_sent_and_goes_out_at_once_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // it takes connections and never answers: the only one is the first read receipt's
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let url = format!("http://{}", deaf.local_addr().expect("bound"));
+    let extra = [("GRAPH_POOL_SIZE", "1"), ("SEND_SETTLE", "10m")];
+    let settings = shop(folder.path(), &url, &extra);
+    let service = Service::start(&settings);
+    let at = harness::now();
+    for n in 0..3 {
+        let from = format!("1650555123{n}");
+        let body = harness::message(NUMBER, &from, &format!("wamid.{n}"), &format!("text {n}"), at);
+        assert_eq!(service.post(body.as_bytes()), Some(200));
+    }
+    until("all answers are stored", SOON, || {
+        let status = harness::command(&settings).args(["inbox", "status"]).output().expect("runs");
+        String::from_utf8_lossy(&status.stdout).contains("3 turn(s) with replies to send")
+    });
+    // long enough for one to be marked as being sent, were it marked before it waits
+    std::thread::sleep(Duration::from_secs(1));
+    service.kill();
+    let meta = meta();
+    let service = Service::start(&shop(folder.path(), &meta.url(), &extra));
+    assert!(meta.wait_sent(3, SOON));
+    until("nothing is pending", SOON, || service.is_idle());
+    reconcile(&meta, 3);
+}
+
 fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");

@@ -52,14 +52,16 @@ fn business() -> Business {
 fn send(client: &Client, to: &Recipient) -> Result<String, Failure> {
     let body =
         RawValue::from_string(r#"{"type":"text","text":{"body":"hi"},"to":"666"}"#.into()).expect("JSON");
-    client.send(&Send {
-        business: &business(),
+    let business = business();
+    let send = Send {
+        business: &business,
         phone_number_id: "106540352242922",
         to,
         body: &body,
         reply_id: "reply-1",
         in_reply_to: Some("wamid.IN"),
-    })
+    };
+    client.send(&send, client.enter(send.phone_number_id))
 }
 
 fn phone() -> Recipient {
