@@ -11,9 +11,9 @@ use super::bulk::Bulk;
 use super::committer::{Committer, PACED_GROUP_MIN};
 use super::compare::Compare;
 use super::deferred::Deferred;
-use super::insert::Insert;
+use super::insert::{self, Insert, Row};
 use super::tables::{self, ReplyKey};
-use super::{Evidence, Position, ReplyState, State, StatusSaid, Work};
+use super::{Evidence, Position, ReplyState, StatusSaid, Work};
 use crate::clock::{self, UnixMillis};
 use crate::event::{Item, ItemId, Kind, Path};
 use crate::failure::Reason;
@@ -80,15 +80,25 @@ impl Committer {
         let Bulk { deferred, order, at, new, statuses, compare } = bulk;
         let end = order.len().min(at.saturating_add(count));
         let already = new.len();
-        let mut insert = Insert(self.tables.connection().prepare_cached(Insert::SQL)?);
-        for (id, b, i) in &order[*at..end] {
-            let body = deferred.body(*b);
-            let item = &body.items[*i as usize];
-            match self.insert(&mut insert, compare, (*b, &body), item, *id)? {
-                Some(id) if item.kind.is_answered() => new.push((*b, *i, id)),
-                Some(_) if item.kind == Kind::Status && item.conversation != 0 => statuses.push((*b, *i)),
-                Some(_) => {}
-                None => super::DUPLICATES.inc(),
+        let mut insert = Insert::new(self.tables.connection())?;
+        for some in order[*at..end].chunks(insert::TOGETHER) {
+            let rows = some.iter().map(|(id, b, i)| {
+                let body = deferred.body(*b);
+                Row { id: *id, item: &body.items[*i as usize], commit: body.commit, body: body.nth }
+            });
+            let all_new = some.len() == insert::TOGETHER && insert.items(rows.clone())?;
+            for ((id, b, i), row) in some.iter().zip(rows) {
+                super::ITEMS.inc(row.item.kind as usize - 1);
+                let body = || (*b, deferred.body(*b));
+                let id = if all_new { Some(*id) } else { self.insert(&mut insert, compare, body, row)? };
+                match id {
+                    Some(id) if row.item.kind.is_answered() => new.push((*b, *i, id)),
+                    Some(_) if row.item.kind == Kind::Status && row.item.conversation != 0 => {
+                        statuses.push((*b, *i));
+                    }
+                    Some(_) => {}
+                    None => super::DUPLICATES.inc(),
+                }
             }
         }
         drop(insert);
@@ -133,30 +143,28 @@ impl Committer {
     }
 
     /// The id under which it was inserted; `None` for a duplicate.
-    fn insert(
+    fn insert<'b>(
         &self,
         insert: &mut Insert<'_>,
         compare: &mut Compare,
-        (nth, body): (u32, &Body<'_>),
-        item: &Item,
-        mut id: ItemId,
+        of: impl Fn() -> (u32, Body<'b>),
+        mut row: Row<'_>,
     ) -> rusqlite::Result<Option<ItemId>> {
-        let state = if item.kind.is_answered() { State::Pending } else { State::Kept };
-        super::ITEMS.inc(item.kind as usize - 1);
         for _ in 0..COLLISIONS_MAX {
-            if insert.item(id, item, state, body.commit, body.nth)? {
-                return Ok(Some(id));
+            if insert.item(row)? {
+                return Ok(Some(row.id));
             }
-            let Some(place) = self.tables.place(id)? else { return Ok(None) };
-            if place.is(body.commit, body.nth, item.path) {
-                // the last process had inserted it, and had not come to what follows
-                return Ok(Some(id));
+            let Some(place) = self.tables.place(row.id)? else { return Ok(None) };
+            if place.is(row.commit, row.body, row.item.path) {
+                // inserted together with others, or by the last process, which had not come to what follows
+                return Ok(Some(row.id));
             }
-            if compare.is_same(&self.tables, &self.parser, (nth, body), item, place)? {
+            let (nth, body) = of();
+            if compare.is_same(&self.tables, &self.parser, (nth, &body), row.item, place)? {
                 return Ok(None);
             }
             super::COLLISIONS.inc();
-            id.key = id.key.wrapping_add(1);
+            row.id.key = row.id.key.wrapping_add(1);
         }
         Ok(None)
     }

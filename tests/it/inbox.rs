@@ -347,6 +347,34 @@ fn thousands_of_items_are_offered_once_and_in_order() {
     assert_eq!((page.works.len(), page.covered.commit), (6000, head.commit));
 }
 
+/// Rows go into their table many at a time: duplicates and equal hashes among them, in one body and over several.
+#[test]
+fn of_many_at_once_each_new_one_is_offered_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    let mut seed = 7_u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut said = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        let lines: Vec<String> = (0..150)
+            .map(|_| match random(40) {
+                0 => format!("m anna same{} 100", random(6)),
+                _ => format!("m anna n{} {}", random(900), 101),
+            })
+            .collect();
+        said.extend(lines.iter().cloned());
+        put(&inbox, &lines.join("\n"));
+    }
+    let mut offered: Vec<String> = (0..said.len()).map(|_| text(&next(&received))).collect();
+    offered.sort_unstable();
+    assert_eq!(offered, said.into_iter().collect::<Vec<_>>());
+    nothing_more(&received);
+    assert_eq!(inbox.counts().pending, offered.len() as u64);
+}
+
 /// A small body does not wait for all the large ones that came with it.
 #[test]
 fn a_commit_holds_no_more_bytes_than_one_row_should() {
