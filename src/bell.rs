@@ -5,6 +5,8 @@
 
 use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use may::io::CoIo;
 
@@ -12,7 +14,11 @@ use crate::clock;
 
 /// Dropped, it ends its coroutine.
 #[derive(Debug)]
-pub struct Bell(PipeWriter);
+pub struct Bell {
+    writer: PipeWriter,
+    /// Rung and not heard yet: a pipe that nobody reads would be full one day, and a ring would block.
+    is_rung: Arc<AtomicBool>,
+}
 
 impl Bell {
     /// Its coroutine runs `heard` once after one or more rings, on `worker` of `workers`; and once more when it ends. Fails
@@ -25,11 +31,16 @@ impl Bell {
         let (reader, writer) = std::io::pipe()?;
         let mut end = CoIo::new(polled_by(reader, worker, workers)?)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
+        let is_rung = Arc::new(AtomicBool::new(false));
+        let is_heard = Arc::clone(&is_rung);
         let body = move || {
             let mut rings = [0; 16];
             loop {
                 match end.read(&mut rings) {
-                    Ok(1..) => heard(),
+                    Ok(1..) => {
+                        is_heard.store(false, SeqCst);
+                        heard();
+                    }
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
                     // the bell is gone, or the pipe failed: from now on a ring fails too
                     _ => break,
@@ -38,21 +49,29 @@ impl Bell {
             clock::linger();
             // its registration goes first: once the descriptor is closed its number may be another's
             drop(end.into_inner());
+            is_heard.store(false, SeqCst);
             heard();
         };
         let _detached = may::go!(may::coroutine::Builder::new().name(name.to_owned()), body);
-        Ok(Self(writer))
+        Ok(Self { writer, is_rung })
     }
 
-    /// False: its coroutine has ended, and hears no ring any more.
+    /// Never blocks. False: its coroutine has ended, and hears no ring any more.
     pub fn ring(&self) -> bool {
-        (&self.0).write_all(&[1]).is_ok()
+        if self.is_rung.swap(true, SeqCst) {
+            return true;
+        }
+        let is_heard = (&self.writer).write_all(&[1]).is_ok();
+        if !is_heard {
+            self.is_rung.store(false, SeqCst);
+        }
+        is_heard
     }
 
     /// One whose coroutine has ended.
     #[cfg(test)]
     pub fn broken() -> Self {
-        Self(std::io::pipe().expect("a pipe").1)
+        Self { writer: std::io::pipe().expect("a pipe").1, is_rung: Arc::default() }
     }
 }
 
@@ -69,8 +88,8 @@ fn polled_by(reader: PipeReader, worker: usize, workers: usize) -> std::io::Resu
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-    use std::sync::{Arc, mpsc};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use super::*;
@@ -93,6 +112,14 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_does_not_block_where_nobody_listens() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let bell = Bell { writer, is_rung: Arc::default() };
+        assert!((0..100_000).all(|_| bell.ring()), "more than a pipe holds");
+        drop(reader);
+    }
+
+    #[test]
     fn a_ring_is_heard_and_so_is_the_end() {
         let (tell, told) = mpsc::channel();
         let count = Arc::new(AtomicUsize::new(0));
@@ -105,6 +132,7 @@ mod tests {
         }
         drop(bell);
         assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(3));
-        assert!(!Bell::broken().ring());
+        let broken = Bell::broken();
+        assert!(!broken.ring() && !broken.ring(), "each time");
     }
 }

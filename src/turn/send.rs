@@ -87,7 +87,7 @@ impl Turns {
             return Step::Settled;
         }
         if self.is_too_old(turn.stored_ms, clock::now()) {
-            return self.dead(turn, nth, &Reason::fixed("too_old"), "not sent within REPLY_MAX_AGE");
+            return self.too_old(turn, nth);
         }
         let pace = self.graph.reserve(&turn.phone_number_id, &turn.to);
         if !pace.is_zero() && !self.wait(pace) {
@@ -97,6 +97,9 @@ impl Turns {
         let place = self.graph.enter(&turn.phone_number_id);
         if place.waited && self.draining.load(Relaxed) {
             return Step::Again(None);
+        }
+        if self.is_too_old(turn.stored_ms, clock::now()) {
+            return self.too_old(turn, nth);
         }
         let id = turn.replies[nth].id.clone();
         if let Err(failure) = self.inbox.sending(&id, turn.number) {
@@ -185,6 +188,10 @@ impl Turns {
         self.inbox.unsent(&id);
         turn.replies[nth].state = ReplyState::Stored;
         true
+    }
+
+    fn too_old(&self, turn: &mut OpenTurn, nth: usize) -> Step {
+        self.dead(turn, nth, &Reason::fixed("too_old"), "not sent within REPLY_MAX_AGE")
     }
 
     fn dead(&self, turn: &mut OpenTurn, nth: usize, reason: &Reason, detail: &str) -> Step {

@@ -9,10 +9,22 @@ use crate::clock;
 
 /// So long after a worker looked, places go from hand to hand.
 const EVERY: Duration = Duration::from_micros(200);
-/// Workers asked at once: the first that looks counts.
+/// Workers that are asked at once: the first that looks counts. It has nothing ready then, and could steal nothing.
 const ASKED: usize = 2;
-/// Who does not look within this is off its core, and not waited for: others are asked next time.
-const PATIENCE: Duration = Duration::from_millis(1);
+/// Who does not look within this is off its core, and not waited for: others are asked next time. More than all that may be
+/// ready takes, or nobody would ever look.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What to do with places that are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A worker looked lately: hand them out.
+    Go,
+    /// Somebody looks soon, and hands them out; what was done before this call is seen then.
+    Wait,
+    /// The same after [`Breath::ask`].
+    Ask,
+}
 
 /// Asks workers in turn to look, and hears of it. Dropped, it is heard of once more.
 #[derive(Debug)]
@@ -49,31 +61,57 @@ impl Breath {
         Ok(Self { bells, next: AtomicUsize::new(0), times })
     }
 
-    /// True: a worker looked lately, or none can. False: `looked` runs soon; what was done before this call it sees.
-    pub fn may_go_on(&self, now: Duration) -> bool {
+    /// At `now`.
+    pub fn next(&self, now: Duration) -> Next {
         let now = nanos(now);
         if now < self.times.looked.load(SeqCst).saturating_add(nanos(EVERY)) {
-            return true;
+            return Next::Go;
         }
         match self.times.asked.compare_exchange(0, now.max(1), SeqCst, SeqCst) {
-            Ok(_) => !self.ask(),
+            Ok(_) => Next::Ask,
             Err(since) if now > since.saturating_add(nanos(PATIENCE)) => {
                 self.times.looked.store(now, SeqCst);
                 self.times.asked.store(0, SeqCst);
-                true
+                Next::Go
             }
-            Err(_) => false,
+            Err(_) => Next::Wait,
         }
     }
 
-    /// Whether anybody hears it.
-    fn ask(&self) -> bool {
-        let asked = ASKED.min(self.bells.len());
-        let first = self.next.fetch_add(asked, SeqCst);
-        (first..first + asked).filter(|nth| self.bells[nth % self.bells.len()].ring()).count() > 0
+    /// Asks, or all of them if `all`. False: nobody hears it, so nobody is to be waited for.
+    pub fn ask(&self, all: bool) -> bool {
+        let count = if all { self.bells.len() } else { ASKED.min(self.bells.len()) };
+        let first = self.next.fetch_add(count, SeqCst);
+        let heard =
+            (first..first + count).filter(|nth| self.bells[nth % self.bells.len()].ring()).count() > 0;
+        if !heard {
+            self.times.asked.store(0, SeqCst);
+        }
+        heard
     }
 }
 
 fn nanos(at: Duration) -> u64 {
     u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn us(n: u64) -> Duration {
+        Duration::from_micros(n)
+    }
+
+    #[test]
+    fn who_does_not_look_is_not_waited_for_and_asked_again_later() {
+        let breath = Breath { bells: vec![Bell::broken()], next: AtomicUsize::new(0), times: Arc::default() };
+        let at = us(1_000_000);
+        assert_eq!((breath.next(at), breath.next(at + us(20_000))), (Next::Ask, Next::Wait));
+        let late = at + us(20_001);
+        assert_eq!((breath.next(late), breath.next(late + us(199))), (Next::Go, Next::Go));
+        assert_eq!(breath.next(late + us(200)), Next::Ask);
+        assert!(!breath.ask(false));
+        assert_eq!(breath.next(late + us(201)), Next::Ask, "nobody is waited for");
+    }
 }

@@ -137,6 +137,11 @@ impl<W> Places<W> {
         !self.ring.is_empty() && self.free() > 0
     }
 
+    /// Places that are taken.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
     /// How many of this number wait.
     #[cfg(test)]
     pub fn waiting(&self, number: u64) -> usize {
