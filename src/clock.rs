@@ -21,6 +21,11 @@ pub fn monotonic() -> Duration {
     START.elapsed()
 }
 
+/// For what is kept in an atomic; more than 584 years are as many.
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A park or socket timeout below this can hang for ever: may 0.3.51 sets the timer before it stores the coroutine, and
 /// a timer that fires in between wakes nobody. (`sleep` stores first.)
 pub const TIMER_MIN: Duration = Duration::from_millis(50);

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::clock::nanos;
 use crate::failure::Scope;
 
 /// A job that failed: first wait.
@@ -71,8 +72,7 @@ fn equal_jitter(wait: Duration, seed: u64) -> Duration {
 
 /// Evenly from 0 to `most`.
 fn random(most: Duration, seed: u64) -> Duration {
-    let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(((u128::from(mix(seed)) * u128::from(nanos)) >> 64) as u64)
+    Duration::from_nanos(((u128::from(mix(seed)) * u128::from(nanos(most))) >> 64) as u64)
 }
 
 const fn mix(mut x: u64) -> u64 {

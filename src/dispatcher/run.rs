@@ -20,7 +20,7 @@ use super::lanes::{Gauges, Lanes, Limits, Start};
 use super::load::Loaded;
 use super::workers::Idle;
 use super::{BEHIND, BYTES, HELD, LANES, LEFT, OPENS, RUNNING, Runner, SCHEDULER_PANICS, WAITING};
-use crate::clock;
+use crate::clock::{self, nanos};
 use crate::failure::Failure;
 use crate::inbox::{Feed, Inbox, Work};
 
@@ -231,10 +231,6 @@ impl std::fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dispatcher").field("gauges", &self.state.lock().gauges()).finish_non_exhaustive()
     }
-}
-
-fn nanos(at: Duration) -> u64 {
-    u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The scheduler's bell.

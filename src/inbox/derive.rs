@@ -89,9 +89,12 @@ impl Committer {
             let all_new = some.len() == insert::TOGETHER && insert.items(rows.clone())?;
             for ((id, b, i), row) in some.iter().zip(rows) {
                 super::ITEMS.inc(row.item.kind as usize - 1);
-                let body = || (*b, deferred.body(*b));
-                let id = if all_new { Some(*id) } else { self.insert(&mut insert, compare, body, row)? };
-                match id {
+                let inserted = if all_new {
+                    Some(*id)
+                } else {
+                    self.insert(&mut insert, compare, (*b, &deferred.body(*b)), row)?
+                };
+                match inserted {
                     Some(id) if row.item.kind.is_answered() => new.push((*b, *i, id)),
                     Some(_) if row.item.kind == Kind::Status && row.item.conversation != 0 => {
                         statuses.push((*b, *i));
@@ -143,11 +146,11 @@ impl Committer {
     }
 
     /// The id under which it was inserted; `None` for a duplicate.
-    fn insert<'b>(
+    fn insert(
         &self,
         insert: &mut Insert<'_>,
         compare: &mut Compare,
-        of: impl Fn() -> (u32, Body<'b>),
+        body: (u32, &Body<'_>),
         mut row: Row<'_>,
     ) -> rusqlite::Result<Option<ItemId>> {
         for _ in 0..COLLISIONS_MAX {
@@ -159,8 +162,7 @@ impl Committer {
                 // inserted together with others, or by the last process, which had not come to what follows
                 return Ok(Some(row.id));
             }
-            let (nth, body) = of();
-            if compare.is_same(&self.tables, &self.parser, (nth, &body), row.item, place)? {
+            if compare.is_same(&self.tables, &self.parser, body, row.item, place)? {
                 return Ok(None);
             }
             super::COLLISIONS.inc();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::bell::Bell;
-use crate::clock;
+use crate::clock::{self, nanos};
 
 /// So long after a worker looked, places go from hand to hand.
 const EVERY: Duration = Duration::from_micros(200);
@@ -89,10 +89,6 @@ impl Breath {
         }
         heard
     }
-}
-
-fn nanos(at: Duration) -> u64 {
-    u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
