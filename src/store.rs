@@ -14,7 +14,8 @@ use rusqlite::{Connection, OpenFlags};
 /// Name of the file in DATA_DIR.
 pub const FILE: &str = "whatsapp-webhook.db";
 /// Written into `PRAGMA user_version`; a file of a later version is refused.
-pub const SCHEMA_VERSION: i64 = 1;
+/// 2: a commit's bodies may be compressed; all that version 1 wrote is read as it is.
+pub const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = include_str!("store.sql");
 
@@ -85,6 +86,8 @@ pub fn open(data_dir: &Path) -> Result<Connection, OpenError> {
                 "BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
             ))
             .map_err(sqlite)?;
+    } else if version < SCHEMA_VERSION {
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sqlite)?;
     }
     Ok(connection)
 }

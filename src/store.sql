@@ -1,10 +1,10 @@
 -- One file for everything that must outlive the process. An operator may open it with sqlite3 (read only, please).
 
--- One row a group commit: the bodies end to end, as they were signed.
+-- One row a group commit: the bodies end to end, as they were signed; compressed where they are many or large.
 CREATE TABLE commits (
     id INTEGER PRIMARY KEY,
     received_ms INTEGER NOT NULL,
-    -- per body: length (u32), app (u64), little endian
+    -- per body: length (u32), app (u64), little endian; before that the frames, if bodies are compressed (src/inbox/frames.rs)
     bounds BLOB NOT NULL,
     bodies BLOB NOT NULL
 ) STRICT;

@@ -235,12 +235,15 @@ fn by_text(connection: &Connection, text: &str, limit: usize) -> rusqlite::Resul
     let mut items = Vec::new();
     let mut parsed = Vec::new();
     while let Some(row) = rows.next()? {
-        let blob = row.get_ref(2)?.as_blob()?;
-        if finder.find(blob).is_none() {
+        let Some((blob, bounds)) = crate::inbox::stored_bodies(row.get_ref(1)?.as_blob()?, row.get(2)?)
+        else {
+            eprintln!("bodies of commit {} can't be read: the store is damaged", row.get::<_, i64>(0)?);
+            continue;
+        };
+        if finder.find(&blob).is_none() {
             continue;
         }
-        let bounds: Vec<u8> = row.get(1)?;
-        for (nth, range) in crate::inbox::stored_bounds(&bounds).enumerate() {
+        for (nth, range) in bounds.into_iter().enumerate() {
             let body = blob.get(range).unwrap_or_default();
             if finder.find(body).is_none() {
                 continue;

@@ -20,10 +20,11 @@ use super::counters::Counters;
 use super::deferred::Deferred;
 use super::embedded::Tuning;
 use super::flights::Flights;
+use super::frames::{self, Frames};
 use super::promise::Keeper;
 use super::queue::{self, Append, Order, Queue};
 use super::retention::Retention;
-use super::tables::{Change, REPLAYS, ReplyKey, Tables, push_bound};
+use super::tables::{Change, REPLAYS, ReplyKey, Tables};
 use super::waker::Waker;
 use super::{Feed, Parser, ReplyState, State, TurnId};
 use crate::event::ItemId;
@@ -89,7 +90,7 @@ pub struct Committer {
     last_commit_at: Duration,
     /// How much load the last group was: its bodies and orders, or more if the bodies are large.
     pub(super) last_group: usize,
-    bounds: Vec<u8>,
+    frames: Frames,
     pub(super) deferred: Deferred,
     pub(super) bulk: Bulk,
     last_chores: Duration,
@@ -139,7 +140,7 @@ impl Committer {
             open_since: None,
             last_commit_at: Duration::ZERO,
             last_group: 0,
-            bounds: Vec::new(),
+            frames: Frames::default(),
             deferred: Deferred::default(),
             bulk: Bulk::default(),
             last_chores: Duration::ZERO,
@@ -316,11 +317,11 @@ impl Committer {
         let Some((commit, mut start)) = stored else { return };
         std::mem::swap(&mut *self.shared.in_commit.lock(), &mut group.appends);
         let was_empty = self.deferred.is_empty();
-        let begin = start;
-        for (nth, append) in group.appends.iter().enumerate() {
+        let bytes: usize = group.appends.iter().map(|append| append.body.len()).sum();
+        for (nth, append) in group.appends.iter_mut().enumerate() {
             start = self.deferred.add(commit, nth, append, received_ms, start);
         }
-        self.last_group += group.appends.len().max((start - begin) / LOAD_BYTES);
+        self.last_group += group.appends.len().max(bytes / LOAD_BYTES);
         self.deferred.began(was_empty, self.last_commit_at);
         self.waker.tell(&mut group.appends);
     }
@@ -339,15 +340,15 @@ impl Committer {
         if !rest.is_empty() {
             *self.shared.behind.lock() = rest;
         }
-        self.bounds.clear();
-        for append in &*appends {
-            push_bound(&mut self.bounds, append.body.len(), append.app);
-        }
-        let start = self.deferred.add_bytes(appends.iter().map(|append| append.body.as_slice()));
+        let bodies = appends.iter().map(|append| (append.body.as_slice(), append.app));
+        let small = bodies.clone().map(|(body, _)| body).filter(|body| !frames::is_large(body));
+        let start = self.deferred.add_bytes(small);
+        self.frames.lay_out(bodies, self.deferred.bytes(start..));
         std::mem::swap(&mut *self.shared.in_commit.lock(), appends);
         let commit = self.next_commit;
         self.next_commit += 1;
-        self.tables.insert_commit(commit, received_ms, &self.bounds, self.deferred.bytes_from(start))?;
+        let bodies = self.frames.bodies(self.deferred.bytes(start..));
+        self.tables.insert_commit(commit, received_ms, self.frames.bounds(), bodies)?;
         Ok(Some((commit, start)))
     }
 

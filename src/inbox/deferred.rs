@@ -7,10 +7,12 @@
 //! derived again from the bodies.
 
 use std::ops::Range;
+use std::slice::SliceIndex;
 use std::time::Duration;
 
 use super::committer::OPEN_MAX;
 use super::derive::Body;
+use super::frames;
 use super::queue::Append;
 use crate::clock::UnixMillis;
 use crate::event::Item;
@@ -18,7 +20,7 @@ use crate::event::Item;
 /// So many items go into their table at the latest.
 const ITEMS_MAX: usize = 2_000;
 /// Bodies of so many bytes are held at most (one commit more).
-const BYTES_MAX: usize = 4 << 20;
+const BYTES_MAX: usize = 8 << 20;
 /// Under load, how long an answerable item waits for others.
 const FRESH_MAX: Duration = Duration::from_millis(5);
 
@@ -28,6 +30,8 @@ pub struct Deferred {
     bytes: Vec<u8>,
     bodies: Vec<Placed>,
     items: Vec<Item>,
+    /// Of all bodies.
+    held: usize,
     /// Since when the oldest waits.
     since: Duration,
     has_answerable: bool,
@@ -38,8 +42,25 @@ struct Placed {
     nth: u32,
     app: u64,
     received_ms: UnixMillis,
-    bytes: Range<usize>,
+    bytes: Bytes,
     items: Range<usize>,
+}
+
+/// Where a body's bytes are.
+pub enum Bytes {
+    /// Among those that [`Deferred::add_bytes`] added.
+    Shared(Range<usize>),
+    /// A large body's own: nobody copies it.
+    Own(Vec<u8>),
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Self::Shared(range) => range.len(),
+            Self::Own(bytes) => bytes.len(),
+        }
+    }
 }
 
 impl Deferred {
@@ -50,7 +71,7 @@ impl Deferred {
 
     /// Whether more bytes wait than should.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= BYTES_MAX
+        self.held >= BYTES_MAX
     }
 
     /// When the oldest has waited long enough.
@@ -67,7 +88,7 @@ impl Deferred {
             || self.due_at().is_some_and(|at| now >= at)
     }
 
-    /// Adds a commit's bodies end to end, before it is stored; returns where they begin.
+    /// Adds a commit's bodies end to end, before it is stored; returns where they begin. Large ones are none of them.
     pub fn add_bytes<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) -> usize {
         let start = self.bytes.len();
         bodies.for_each(|body| self.bytes.extend_from_slice(body));
@@ -75,20 +96,28 @@ impl Deferred {
     }
 
     /// What [`Deferred::add_bytes`] added.
-    pub fn bytes_from(&self, start: usize) -> &[u8] {
-        &self.bytes[start..]
+    pub fn bytes(&self, range: impl SliceIndex<[u8], Output = [u8]>) -> &[u8] {
+        &self.bytes[range]
     }
 
-    /// Notes the body of a stored commit whose bytes begin at `start`; returns where they end.
+    /// Notes the body of a stored commit whose bytes begin at `start`, unless it is a large one: then it takes them.
+    /// Returns where they end.
     pub fn add(
         &mut self,
         commit: u64,
         nth: usize,
-        append: &Append,
+        append: &mut Append,
         received_ms: UnixMillis,
         start: usize,
     ) -> usize {
-        self.place(commit, nth, append.app, received_ms, start..start + append.body.len(), &append.items)
+        let (bytes, end) = if frames::is_large(&append.body) {
+            (Bytes::Own(std::mem::take(&mut append.body)), start)
+        } else {
+            let end = start + append.body.len();
+            (Bytes::Shared(start..end), end)
+        };
+        self.place(commit, nth, append.app, received_ms, bytes, &append.items);
+        end
     }
 
     /// The same for a body that was read back.
@@ -98,16 +127,15 @@ impl Deferred {
         nth: usize,
         app: u64,
         received_ms: UnixMillis,
-        bytes: Range<usize>,
+        bytes: Bytes,
         items: &[Item],
-    ) -> usize {
-        let end = bytes.end;
+    ) {
+        self.held += bytes.len();
         let first = self.items.len();
         self.items.extend_from_slice(items);
         self.has_answerable |= items.iter().any(|item| item.kind.is_answered());
         let items = first..self.items.len();
         self.bodies.push(Placed { commit, nth: nth as u32, app, received_ms, bytes, items });
-        end
     }
 
     /// The wait begins, if it has not.
@@ -132,21 +160,25 @@ impl Deferred {
         self.as_body(&self.bodies[at as usize])
     }
 
-    fn as_body(&self, placed: &Placed) -> Body<'_> {
+    fn as_body<'d>(&'d self, placed: &'d Placed) -> Body<'d> {
         Body {
             commit: placed.commit,
             nth: placed.nth,
             app: placed.app,
             received_ms: placed.received_ms,
-            bytes: &self.bytes[placed.bytes.clone()],
+            bytes: match &placed.bytes {
+                Bytes::Shared(range) => &self.bytes[range.clone()],
+                Bytes::Own(bytes) => bytes,
+            },
             items: &self.items[placed.items.clone()],
         }
     }
 
     /// Empties it, and gives back what an unusual commit made it grow by.
     pub fn clear(&mut self) {
+        self.held = 0;
         self.bytes.clear();
-        self.bytes.shrink_to(2 * BYTES_MAX);
+        self.bytes.shrink_to(BYTES_MAX);
         self.bodies.clear();
         self.bodies.shrink_to(2 * ITEMS_MAX);
         self.items.clear();

@@ -10,7 +10,8 @@ use memchr::memmem::Finder;
 use super::bulk::Bulk;
 use super::committer::{Committer, PACED_GROUP_MIN};
 use super::compare::Compare;
-use super::deferred::Deferred;
+use super::deferred::{Bytes, Deferred};
+use super::frames::Bounds;
 use super::insert::{self, Insert, Row};
 use super::tables::{self, ReplyKey};
 use super::{Evidence, Position, ReplyState, StatusSaid, Work};
@@ -246,14 +247,16 @@ impl Committer {
             Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
             Err(e) => return Err(e),
         };
+        let bodies = Bounds::read(&bounds).and_then(|bounds| Some((bounds, bounds.unpack(blob)?)));
+        let Some((bounds, blob)) = bodies.or_else(|| tables::damaged(commit)) else { return Ok(()) };
         let mut deferred = Deferred::default();
         deferred.add_bytes(std::iter::once(blob.as_slice()));
         let mut items = Vec::new();
-        for (nth, (start, length, app)) in tables::bounds_from(&bounds).enumerate() {
-            let end = (start + length).min(blob.len());
+        for (nth, (body, app)) in bounds.bodies().enumerate() {
+            let body = body.start.min(blob.len())..body.end.min(blob.len());
             items.clear();
-            (self.parser.items)(&blob[start.min(end)..end], &mut items);
-            deferred.place(commit, nth, app, at as u64, start.min(end)..end, &items);
+            (self.parser.items)(&blob[body.clone()], &mut items);
+            deferred.place(commit, nth, app, at as u64, Bytes::Shared(body), &items);
         }
         let mut bulk = Bulk::default();
         bulk.take(&mut deferred);

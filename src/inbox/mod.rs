@@ -35,6 +35,7 @@ mod eager;
 pub mod embedded;
 mod flights;
 mod fold;
+mod frames;
 mod insert;
 mod promise;
 mod queue;
@@ -362,9 +363,11 @@ pub fn stored_body(
     Ok(tables::body(connection, commit, nth)?.map(|(bytes, _, _)| bytes))
 }
 
-/// Where each body of a group commit is in its blob, from the `bounds` column.
-pub fn stored_bounds(bounds: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-    tables::bounds_from(bounds).map(|(start, length, _)| start..start + length)
+/// All bodies of a group commit, from its columns `bounds` and `bodies`, and where each of them is; `None` if the store is
+/// damaged.
+pub fn stored_bodies(bounds: &[u8], bodies: Vec<u8>) -> Option<(Vec<u8>, Vec<std::ops::Range<usize>>)> {
+    let bounds = frames::Bounds::read(bounds)?;
+    Some((bounds.unpack(bodies)?, bounds.bodies().map(|(body, _)| body).collect()))
 }
 
 /// The items of a turn, from the `items` column.

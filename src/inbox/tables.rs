@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::fold::Fold;
+use super::frames::Bounds;
 use super::{OpenTurn, Reply, ReplyState, State, TurnId};
 use crate::clock::UnixMillis;
 use crate::event::{ItemId, Kind, Path, Recipient, Role, Said};
@@ -410,23 +411,6 @@ pub fn items_from(blob: &[u8]) -> Vec<ItemId> {
     blob.chunks_exact(16).map(|c| ItemId { timestamp: number(&c[..8]), key: number(&c[8..]) }).collect()
 }
 
-/// The bounds of the bodies of a commit: length (u32) and app (u64) each.
-pub fn push_bound(bounds: &mut Vec<u8>, length: usize, app: u64) {
-    bounds.extend_from_slice(&(length as u32).to_le_bytes());
-    bounds.extend_from_slice(&app.to_le_bytes());
-}
-
-/// Offset, length and app of each body.
-pub fn bounds_from(bounds: &[u8]) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
-    bounds.chunks_exact(12).scan(0, |offset, c| {
-        let length = u32::from_le_bytes(c[..4].try_into().ok()?) as usize;
-        let app = u64::from_le_bytes(c[4..].try_into().ok()?);
-        let start = *offset;
-        *offset += length;
-        Some((start, length, app))
-    })
-}
-
 /// One body of a commit, its app and when it was received; `None` if retention removed it.
 pub fn body(
     connection: &Connection,
@@ -438,11 +422,20 @@ pub fn body(
         .query_row([commit as i64], |r| Ok((r.get(0)?, r.get(1)?)))
         .optional()?;
     let Some((bounds, at)) = bounds else { return Ok(None) };
-    let Some((offset, length, app)) = bounds_from(&bounds).nth(nth as usize) else { return Ok(None) };
-    let bytes: Vec<u8> = connection
+    let place = Bounds::read(&bounds).and_then(|bounds| bounds.body(nth));
+    let Some((place, app)) = place else { return Ok(damaged(commit)) };
+    let stored: Vec<u8> = connection
         .prepare_cached("SELECT substr(bodies, ?2, ?3) FROM commits WHERE id = ?1")?
-        .query_row(params![commit as i64, offset as i64 + 1, length as i64], |r| r.get(0))?;
-    Ok(Some((bytes, app, at as u64)))
+        .query_row(params![commit as i64, place.stored.start as i64 + 1, place.stored.len() as i64], |r| {
+            r.get(0)
+        })?;
+    Ok(place.body(stored).map_or_else(|| damaged(commit), |bytes| Some((bytes, app, at as u64))))
+}
+
+/// The disk has changed what was written. That is told, and is as if retention had removed it: the rest goes on.
+pub fn damaged<T>(commit: u64) -> Option<T> {
+    log::error!("inbox: bodies of commit {commit} can't be read: the store is damaged");
+    None
 }
 
 /// Unsettled replies of each open turn, for the committer's book.
@@ -471,13 +464,5 @@ mod tests {
         assert_eq!(ReplyKey::parse("ww-abc-1", 0xabc), None);
         assert_eq!(ReplyKey::parse("ww-abc-1-2-3", 0xabc), None);
         assert!(id.len() <= 64);
-    }
-
-    #[test]
-    fn bounds_read_back() {
-        let mut bounds = Vec::new();
-        push_bound(&mut bounds, 5, 1);
-        push_bound(&mut bounds, 7, u64::MAX);
-        assert_eq!(bounds_from(&bounds).collect::<Vec<_>>(), [(0, 5, 1), (5, 7, u64::MAX)]);
     }
 }

@@ -13,6 +13,7 @@ use whatsapp_webhook::failure::Reason;
 use whatsapp_webhook::inbox::embedded::Embedded;
 use whatsapp_webhook::inbox::{
     Evidence, Feed, Inbox, NewTurn, OpenTurn, Parser, Position, Refusal, ReplyState, State, StatusSaid, Work,
+    stored_bodies,
 };
 use whatsapp_webhook::store;
 
@@ -390,10 +391,90 @@ fn a_commit_holds_no_more_bytes_than_one_row_should() {
     nothing_more(&received);
     inbox.close().expect("closed");
     let connection = store::open_read_only(folder.path()).expect("opens");
-    let (rows, most): (i64, i64) = connection
-        .query_row("SELECT count(*), max(length(bodies)) FROM commits", [], |r| Ok((r.get(0)?, r.get(1)?)))
-        .expect("read");
-    assert!(rows >= 8 && most <= 4 << 20, "{rows} rows, the largest has {most} bytes");
+    let mut rows = connection.prepare("SELECT bounds, bodies FROM commits").expect("a table");
+    let rows = rows.query_map([], |r| Ok((r.get::<_, Vec<u8>>(0)?, r.get(1)?))).expect("read");
+    let bytes: Vec<usize> = rows
+        .map(|row| row.expect("a row"))
+        .map(|(bounds, bodies)| stored_bodies(&bounds, bodies).expect("not damaged").0.len())
+        .collect();
+    assert_eq!(bytes.iter().sum::<usize>() >> 20, 24);
+    assert!(bytes.iter().all(|bytes| *bytes <= 4 << 20), "{bytes:?}");
+}
+
+/// Bodies take less room than they have bytes, and are what they were: from the disk, and taken apart again at a start.
+#[test]
+fn bodies_are_stored_compressed_and_read_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    // one that has a frame of its own among those that share one
+    let said = |n: usize| format!("m c{n} {}{n} 100", "x".repeat(if n == 20 { 300_000 } else { 3_000 }));
+    std::thread::scope(|scope| {
+        for n in 0..40 {
+            let inbox = &inbox;
+            scope.spawn(move || put(inbox, &said(n)));
+        }
+    });
+    (0..40).for_each(|_| drop(next(&received)));
+    let mut all: Vec<_> = (0..40).map(said).collect();
+    all.sort();
+    let pending = |inbox: &Embedded| {
+        let page = inbox.pending(NUMBER, Position::default(), 100).expect("read");
+        let mut texts: Vec<_> = page.works.iter().map(text).collect();
+        texts.sort();
+        texts
+    };
+    assert!(pending(&inbox) == all);
+    inbox.close().expect("closed");
+    let connection = store::open(folder.path()).expect("opens");
+    let bytes: i64 =
+        connection.query_row("SELECT sum(length(bodies)) FROM commits", [], |r| r.get(0)).expect("read");
+    assert!(bytes < 150_000, "{bytes} bytes");
+    connection
+        .execute_batch("DELETE FROM items; UPDATE meta SET value = 0 WHERE name = 'derived_commit'")
+        .expect("done");
+    drop(connection);
+    let (inbox, _received) = open(folder.path());
+    assert!(pending(&inbox) == all);
+}
+
+/// What the disk did to one commit must not keep the others from being answered.
+#[test]
+fn a_damaged_commit_is_passed_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, &format!("m anna {} 100", "x".repeat(100_000)));
+    put(&inbox, "m bert b1 101");
+    (0..2).for_each(|_| drop(next(&received)));
+    inbox.close().expect("closed");
+    let connection = store::open(folder.path()).expect("opens");
+    connection
+        .execute_batch(
+            "UPDATE commits SET bodies = x'00' WHERE id = 1;
+             DELETE FROM items; UPDATE meta SET value = 0 WHERE name = 'derived_commit'",
+        )
+        .expect("done");
+    drop(connection);
+    let (inbox, _received) = open(folder.path());
+    let page = inbox.pending(NUMBER, Position::default(), 10).expect("read");
+    assert_eq!(page.works.iter().map(text).collect::<Vec<_>>(), ["m bert b1 101"]);
+}
+
+/// All that its bodies need is there already.
+#[test]
+fn a_store_of_the_first_version_is_taken_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    next(&received);
+    inbox.close().expect("closed");
+    let connection = store::open(folder.path()).expect("opens");
+    connection.pragma_update(None, "user_version", 1).expect("set");
+    drop(connection);
+    let (inbox, _received) = open(folder.path());
+    assert_eq!(inbox.pending(NUMBER, Position::default(), 10).expect("read").works.len(), 1);
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).expect("read");
+    assert_eq!(version, store::SCHEMA_VERSION);
 }
 
 /// A parser with a bug, met on the committer's thread.

@@ -177,7 +177,7 @@ impl Stack {
             .sum()
     }
 
-    /// All bodies in the store, sorted, as they lie in the file.
+    /// All bodies in the store, sorted, read from the file.
     fn bodies(&self) -> Vec<Vec<u8>> {
         let file = self.data().join(whatsapp_webhook::store::FILE);
         let store = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("it opens");
@@ -185,13 +185,10 @@ impl Stack {
         let commits = commits.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
         let mut all = Vec::new();
         for commit in commits {
-            let (bounds, mut bodies): (Vec<u8>, Vec<u8>) = commit.expect("a row");
-            for bound in bounds.chunks_exact(12) {
-                let length = u32::from_le_bytes(bound[..4].try_into().expect("four bytes"));
-                let rest = bodies.split_off(length as usize);
-                all.push(std::mem::replace(&mut bodies, rest));
-            }
-            assert!(bodies.is_empty(), "{} bytes belong to no body", bodies.len());
+            let (bounds, bodies): (Vec<u8>, Vec<u8>) = commit.expect("a row");
+            let (bodies, at) = whatsapp_webhook::inbox::stored_bodies(&bounds, bodies).expect("not damaged");
+            assert_eq!(at.last().expect("a body").end, bodies.len(), "bytes that belong to no body");
+            all.extend(at.into_iter().map(|at| bodies[at].to_vec()));
         }
         all.sort();
         all
