@@ -38,6 +38,8 @@ pub struct Frames {
     bodies: Vec<u8>,
     is_packed: bool,
     table: CompressTable,
+    /// Where a frame is made.
+    room: Vec<u8>,
 }
 
 impl Frames {
@@ -47,6 +49,8 @@ impl Frames {
         self.bounds.shrink_to(KEPT);
         self.bodies.clear();
         self.bodies.shrink_to(KEPT);
+        self.room.truncate(KEPT);
+        self.room.shrink_to_fit();
         self.is_packed = bodies.clone().map(|(body, _)| body.len()).sum::<usize>() >= PACK_MIN;
         if self.is_packed {
             push(&mut self.bounds, PACKED, 0);
@@ -85,11 +89,13 @@ impl Frames {
     }
 
     fn frame(&mut self, raw: &[u8]) {
-        let start = self.bodies.len();
-        self.bodies.resize(start + get_maximum_output_size(raw.len()), 0);
+        let most = get_maximum_output_size(raw.len());
+        if self.room.len() < most {
+            self.room.resize(most, 0);
+        }
         // never short of room: that is the most it can be
-        let length = compress_into_with_table(raw, &mut self.bodies[start..], &mut self.table).unwrap_or(0);
-        self.bodies.truncate(start + length);
+        let length = compress_into_with_table(raw, &mut self.room, &mut self.table).unwrap_or(0);
+        self.bodies.extend_from_slice(&self.room[..length]);
         push(&mut self.bounds, raw.len() as u32, length as u64);
     }
 }

@@ -26,8 +26,9 @@ pub const ITEMS_MAX: usize = 10_000;
 /// Larger bodies are scanned: a tape takes up to 24 bytes for each of theirs.
 pub const TAPE_BODY_MAX: usize = 1 << 20;
 
-/// Buffers that grew for a body larger than this are given back after it.
-const KEPT_BODY_MAX: usize = 64 << 10;
+/// Buffers whose tape grew beyond this many nodes, of 24 bytes, are given back: Meta's batches of 1,000 updates stay below,
+/// and fresh memory for each of them would cost a twentieth of what they cost.
+const KEPT_NODES_MAX: usize = 128 << 10;
 
 /// Whether a body was understood. In both cases there is at least one item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,8 +199,9 @@ pub(super) fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
             Ok(()) => Walk(&tape.0).body(sink),
             Err(_) => Err(Stop::Tape),
         };
+        let is_kept = tape.0.capacity() <= KEPT_NODES_MAX;
         scratch.tape = tape.reset();
-        if body.len() > KEPT_BODY_MAX {
+        if !is_kept {
             *scratch = Scratch::new();
         }
         read
