@@ -24,6 +24,7 @@ use crate::ops::metrics::{Counter, Family, Histogram, Metric};
 use crate::secret::masked;
 use crate::turnstile::places::Rule;
 use crate::turnstile::{Place, Turnstile};
+use send::Slot;
 use unpacked::Unpacked;
 
 /// Turns by what they came to.
@@ -240,17 +241,21 @@ impl Turns {
             },
         };
         let received_ms = batch.works[0].received_ms;
+        let to = last.reply_to.clone();
+        // what can go out at once is marked as being sent in the commit that stores it: one less to wait for
+        let slot = (!answer.replies.is_empty()).then(|| self.slot(&phone_number_id, &to));
         let begun = clock::monotonic();
         let stored = self.inbox.answered(NewTurn {
             items: ids(&batch.works),
             number: batch.works[0].number,
             conversation: batch.works[0].conversation,
             phone_number_id,
-            to: last.reply_to.clone(),
+            to,
             session: memory,
             replies: answer.replies,
             remember: answer.remember,
             history_max: self.agent_config.history,
+            is_sending: slot.as_ref().is_some_and(Slot::is_now),
         });
         if stored.is_ok() {
             // a commit is what a turn with a place waits for
@@ -264,7 +269,7 @@ impl Turns {
                 TURNS.inc(NO_REPLY);
                 Outcome::Done
             }
-            Ok(turn) => self.send_all(turn, 0, business, Some(received_ms)),
+            Ok(turn) => self.send_all(turn, 0, business, slot, Some(received_ms)),
         }
     }
 

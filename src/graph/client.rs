@@ -146,6 +146,10 @@ impl Graph for Client {
         place
     }
 
+    fn try_enter(&self, phone_number_id: &str) -> Option<Place<'_>> {
+        self.turnstile.try_enter(hash64(&[phone_number_id.as_bytes()]))
+    }
+
     fn send(&self, send: &Send<'_>, place: Place<'_>) -> Result<String, Failure> {
         let sent = body::message(send)
             .map_err(|body::NotAMessage| refused("graph_bad_body", "the message is no JSON object"))

@@ -47,6 +47,8 @@ pub trait Graph: std::marker::Send + Sync + 'static {
     fn reserve(&self, phone_number_id: &str, to: &Recipient) -> std::time::Duration;
     /// A place among this number's calls at once, for [`Graph::send`]; waits for one.
     fn enter(&self, phone_number_id: &str) -> Place<'_>;
+    /// The same if there is one free now.
+    fn try_enter(&self, phone_number_id: &str) -> Option<Place<'_>>;
     /// Sends it once and returns the wamid. See [`crate::failure::Verdict`] for what the errors mean.
     fn send(&self, send: &Send<'_>, place: Place<'_>) -> Result<String, Failure>;
     /// Marks the message read; with `typing` also shows the typing indicator (25 s or until the reply).

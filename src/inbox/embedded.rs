@@ -226,10 +226,13 @@ impl Inbox for Embedded {
                 .map(|(nth, body)| Reply {
                     id: ReplyKey { turn: id, nth: nth as u32 }.id(self.instance),
                     body,
-                    state: ReplyState::Stored,
+                    state: if new.is_sending && nth == 0 { ReplyState::Sending } else { ReplyState::Stored },
                 })
                 .collect(),
         };
+        if let Some(first) = turn.replies.first().filter(|first| first.state == ReplyState::Sending) {
+            self.shared.flights.begin(&first.id, ReplyKey { turn: id, nth: 0 }, turn.number);
+        }
         let stored = Stored {
             turn: turn.clone(),
             session: new.session,

@@ -255,6 +255,8 @@ pub struct NewTurn {
     pub remember: Vec<Said>,
     /// Lines of memory to keep for the session.
     pub history_max: usize,
+    /// Its first reply is sent next: marks it as [`Inbox::sending`] does, in the same commit.
+    pub is_sending: bool,
 }
 
 /// The state in which an item ends or waits. The numbers are stored.

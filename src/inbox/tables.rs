@@ -229,8 +229,8 @@ impl Tables {
             ])?;
         for (nth, reply) in turn.replies.iter().enumerate() {
             self.connection
-                .prepare_cached("INSERT INTO replies (turn, nth, state, body) VALUES (?1, ?2, 0, ?3)")?
-                .execute(params![turn.id, nth as u32, reply.body.get()])?;
+                .prepare_cached("INSERT INTO replies (turn, nth, state, body) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![turn.id, nth as u32, reply.state as u8, reply.body.get()])?;
         }
         Ok(())
     }

@@ -7,12 +7,27 @@ use std::time::Duration;
 use super::{DEAD, REPLIES, REPLY_SECONDS, RETRIED, SENT, SLICE, TURNS, Turns, hint, level_of};
 use crate::clock;
 use crate::dispatcher::{Job, Outcome};
-use crate::event::Business;
+use crate::event::{Business, Recipient};
 use crate::failure::{Failure, Reason, Scope, Verdict};
 use crate::graph::Send;
 use crate::inbox::{OpenTurn, ReplyState, State};
 use crate::secret::masked;
 use crate::turnstile::Place;
+
+/// A reply's turn to be sent.
+pub(super) struct Slot<'a> {
+    /// When its pace lets it go, of the monotonic clock.
+    due: Duration,
+    /// Of Graph, if that is now and one was free.
+    place: Option<Place<'a>>,
+}
+
+impl Slot<'_> {
+    /// Whether it goes out once it is stored, and is to be marked as being sent then.
+    pub(super) fn is_now(&self) -> bool {
+        self.place.is_some()
+    }
+}
 
 /// What one reply came to.
 enum Step {
@@ -27,7 +42,7 @@ impl Turns {
         let business = self.business(&mut place, &turn.phone_number_id);
         drop(place);
         match business {
-            Ok(business) => self.send_all(turn, attempt, &business, None),
+            Ok(business) => self.send_all(turn, attempt, &business, None, None),
             Err(failure) => {
                 log::log!(level_of(&failure), "turn {}: {failure}", turn.id);
                 match failure.verdict {
@@ -53,12 +68,14 @@ impl Turns {
         }
     }
 
-    /// Sends what is unsettled. `received_ms` only where nothing else delayed the turn: for the latency metric.
+    /// Sends what is unsettled. `slot`: of the first reply of a new answer. `received_ms` only where nothing else delayed
+    /// the turn: for the latency metric.
     pub(super) fn send_all(
         &self,
         mut turn: OpenTurn,
         attempt: u32,
         business: &Arc<Business>,
+        mut slot: Option<Slot<'_>>,
         received_ms: Option<u64>,
     ) -> Outcome {
         let mut died = false;
@@ -66,7 +83,7 @@ impl Turns {
             if !is_unsettled(turn.replies[nth].state) {
                 continue;
             }
-            match self.send_one(&mut turn, nth, business) {
+            match self.send_one(&mut turn, nth, business, slot.take()) {
                 Step::Settled => died |= turn.replies[nth].state == ReplyState::Dead,
                 Step::Again(after) => return again(turn, attempt, after),
                 Step::Hold(scope, after) => return hold(turn, attempt, scope, after),
@@ -79,7 +96,25 @@ impl Turns {
         Outcome::Done
     }
 
-    fn send_one(&self, turn: &mut OpenTurn, nth: usize, business: &Arc<Business>) -> Step {
+    /// Of the next reply to this recipient. Never waits; takes the place in the queue of its pace.
+    pub(super) fn slot(&self, phone_number_id: &str, to: &Recipient) -> Slot<'_> {
+        let pace = self.graph.reserve(phone_number_id, to);
+        let place = if pace.is_zero() { self.graph.try_enter(phone_number_id) } else { None };
+        Slot { due: clock::monotonic() + pace, place }
+    }
+
+    fn send_one(
+        &self,
+        turn: &mut OpenTurn,
+        nth: usize,
+        business: &Arc<Business>,
+        slot: Option<Slot<'_>>,
+    ) -> Step {
+        let due = match slot {
+            Some(Slot { place: Some(place), .. }) => return self.send_now(turn, nth, business, place),
+            Some(Slot { due, place: None }) => Some(due),
+            None => None,
+        };
         if turn.replies[nth].state == ReplyState::Sending && !self.settle_unknown(turn, nth) {
             return Step::Again(None);
         }
@@ -89,7 +124,10 @@ impl Turns {
         if self.is_too_old(turn.stored_ms, clock::now()) {
             return self.too_old(turn, nth);
         }
-        let pace = self.graph.reserve(&turn.phone_number_id, &turn.to);
+        let pace = match due {
+            Some(due) => due.saturating_sub(clock::monotonic()),
+            None => self.graph.reserve(&turn.phone_number_id, &turn.to),
+        };
         if !pace.is_zero() && !self.wait(pace) {
             return Step::Again(None);
         }
@@ -101,11 +139,18 @@ impl Turns {
         if self.is_too_old(turn.stored_ms, clock::now()) {
             return self.too_old(turn, nth);
         }
-        let id = turn.replies[nth].id.clone();
-        if let Err(failure) = self.inbox.sending(&id, turn.number) {
+        if let Err(failure) = self.inbox.sending(&turn.replies[nth].id, turn.number) {
             log::warn!("turn {}: {failure}", turn.id);
             return Step::Again(None);
         }
+        self.send_now(turn, nth, business, place)
+    }
+
+    /// Sends what the inbox has as being sent.
+    fn send_now(&self, turn: &mut OpenTurn, nth: usize, business: &Arc<Business>, place: Place<'_>) -> Step {
+        let id = turn.replies[nth].id.clone();
+        // what became of it is told below
+        turn.replies[nth].state = ReplyState::Stored;
         let send = Send {
             business,
             phone_number_id: &turn.phone_number_id,

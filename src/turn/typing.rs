@@ -217,6 +217,9 @@ mod tests {
         fn enter(&self, _: &str) -> Place<'_> {
             unreachable!("only the indicator is tested")
         }
+        fn try_enter(&self, _: &str) -> Option<Place<'_>> {
+            unreachable!("only the indicator is tested")
+        }
         fn send(&self, _: &Send<'_>, _: Place<'_>) -> Result<String, Failure> {
             unreachable!("only the indicator is tested")
         }

@@ -117,6 +117,10 @@ fn text(work: &Work) -> String {
 }
 
 fn answer(inbox: &Embedded, work: &Work, texts: &[&str]) -> OpenTurn {
+    store_answer(inbox, work, texts, false)
+}
+
+fn store_answer(inbox: &Embedded, work: &Work, texts: &[&str], is_sending: bool) -> OpenTurn {
     let body = |t: &&str| serde_json::value::to_raw_value(t).expect("json");
     let turn = NewTurn {
         items: vec![work.id],
@@ -131,6 +135,7 @@ fn answer(inbox: &Embedded, work: &Work, texts: &[&str]) -> OpenTurn {
             Said { role: Role::Assistant, content: texts.join(" ") },
         ],
         history_max: 4,
+        is_sending,
     };
     inbox.answered(turn).expect("stored")
 }

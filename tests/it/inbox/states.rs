@@ -60,6 +60,34 @@ fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
     assert!(inbox.open_turns(0, 10).expect("read").is_empty());
 }
 
+/// The mark that a send was begun comes with the answer, in one commit.
+#[test]
+fn an_answer_that_is_sent_at_once_counts_as_being_sent_also_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reply = {
+        let (inbox, received) = open(folder.path());
+        put(&inbox, "m anna a1 100");
+        let turn = store_answer(&inbox, &next(&received), &["one", "two"], true);
+        let states: Vec<_> = turn.replies.iter().map(|reply| reply.state).collect();
+        assert_eq!(states, [ReplyState::Sending, ReplyState::Stored]);
+        put(&inbox, &format!("s {} delivered", turn.replies[0].id));
+        let named = inbox.evidence(&turn.replies[0].id, Duration::from_secs(5));
+        assert_eq!(named, Some(Evidence::Sent("wamid.S".to_owned())));
+        put(&inbox, "m bert b1 101");
+        let turn = store_answer(&inbox, &next(&received), &["three"], true);
+        inbox.close().expect("closed");
+        turn.replies[0].id.clone()
+    };
+    let (inbox, _received) = open(folder.path());
+    let open = inbox.open_turns(0, 10).expect("read");
+    assert_eq!(open.len(), 2);
+    let states: Vec<_> = open.iter().flat_map(|turn| &turn.replies).map(|reply| reply.state).collect();
+    assert_eq!(states, [ReplyState::Sent, ReplyState::Stored, ReplyState::Sending]);
+    put(&inbox, &format!("s {reply} delivered"));
+    let named = inbox.evidence(&reply, Duration::from_secs(5));
+    assert_eq!(named, Some(Evidence::Sent("wamid.S".to_owned())));
+}
+
 #[test]
 fn states_and_reasons_are_counted() {
     let folder = tempfile::tempdir().expect("a folder");
