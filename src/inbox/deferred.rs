@@ -22,7 +22,7 @@ const ITEMS_MAX: usize = 2_000;
 /// Bodies of so many bytes are held at most (one commit more).
 const BYTES_MAX: usize = 8 << 20;
 /// Under load, how long an answerable item waits for others.
-const FRESH_MAX: Duration = Duration::from_millis(5);
+const FRESH_MAX: Duration = Duration::from_millis(2);
 
 /// See the module.
 #[derive(Default)]
