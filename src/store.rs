@@ -76,7 +76,7 @@ pub fn open(data_dir: &Path) -> Result<Connection, OpenError> {
     let sqlite = |e| OpenError::Sqlite(path.clone(), e);
     let connection = Connection::open(&path).map_err(sqlite)?;
     prepare(&connection).map_err(sqlite)?;
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(sqlite)?;
+    let version = version(&connection).map_err(sqlite)?;
     if version > SCHEMA_VERSION {
         return Err(OpenError::TooNew(version));
     }
@@ -86,10 +86,17 @@ pub fn open(data_dir: &Path) -> Result<Connection, OpenError> {
                 "BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
             ))
             .map_err(sqlite)?;
-    } else if version < SCHEMA_VERSION {
-        connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sqlite)?;
     }
     Ok(connection)
+}
+
+/// For who writes bodies: marks a store of an earlier version as one of this version. Others leave that to it, so that
+/// a command of this program does not keep an earlier one that serves from starting again.
+pub fn take_over(connection: &Connection) -> rusqlite::Result<()> {
+    match version(connection)? {
+        SCHEMA_VERSION => Ok(()),
+        _ => connection.pragma_update(None, "user_version", SCHEMA_VERSION),
+    }
 }
 
 /// Somebody else holds the lock that was asked for.
@@ -106,8 +113,15 @@ pub fn open_read_only(data_dir: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection =
         Connection::open_with_flags(&path, flags).map_err(|e| OpenError::Sqlite(path.clone(), e))?;
-    connection.busy_timeout(Duration::from_secs(5)).map_err(|e| OpenError::Sqlite(path, e))?;
-    Ok(connection)
+    let sqlite = |e| OpenError::Sqlite(path.clone(), e);
+    connection.busy_timeout(Duration::from_secs(5)).map_err(sqlite)?;
+    let version = version(&connection).map_err(sqlite)?;
+    if version > SCHEMA_VERSION { Err(OpenError::TooNew(version)) } else { Ok(connection) }
+}
+
+/// 0: nothing was written yet.
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |r| r.get(0))
 }
 
 /// The page size counts only for a new file, the rest for every connection.

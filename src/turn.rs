@@ -122,8 +122,7 @@ impl Runner for Turns {
 
 impl Turns {
     fn fresh(&self, works: Vec<Work>, attempt: u32, mut place: Place<'_>) -> Outcome {
-        let Some(messages) = self.unpacked.read(&works) else { return self.unreadable(works) };
-        let mut batch = Batch { works, messages, attempt };
+        let Some(mut batch) = self.batch(works, attempt) else { return Outcome::Done };
         let now = clock::now();
         self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
         let Some(first) = batch.messages.first() else { return kept() };
@@ -165,12 +164,30 @@ impl Turns {
         now.saturating_sub(sent_ms) > self.config.reply_max_age.as_millis() as u64
     }
 
-    fn unreadable(&self, works: Vec<Work>) -> Outcome {
-        let reason = Reason::fixed("unreadable");
-        log::error!("turn: {} message(s) dead: their body can't be read again", works.len());
-        self.inbox.settle(&ids(&works), State::Dead, &reason, "the stored body can't be read");
-        TURNS.inc(DEAD);
-        Outcome::Done
+    /// Reads the messages; those whose body can't be read end here, and the turn with them if none is left.
+    fn batch(&self, works: Vec<Work>, attempt: u32) -> Option<Batch> {
+        let read = self.unpacked.read(&works);
+        let mut batch = Batch { works: Vec::with_capacity(works.len()), messages: Vec::new(), attempt };
+        let mut lost = Vec::new();
+        for (work, message) in works.into_iter().zip(read) {
+            match message {
+                Some(message) => {
+                    batch.works.push(work);
+                    batch.messages.push(message);
+                }
+                None => lost.push(work.id),
+            }
+        }
+        if !lost.is_empty() {
+            log::error!("turn: {} message(s) dead: their body can't be read again", lost.len());
+            let reason = Reason::fixed("unreadable");
+            self.inbox.settle(&lost, State::Dead, &reason, "the stored body can't be read");
+        }
+        if batch.works.is_empty() {
+            TURNS.inc(DEAD);
+            return None;
+        }
+        Some(batch)
     }
 
     fn no_business(&self, batch: Batch, failure: &Failure) -> Outcome {

@@ -189,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_want_to_wait_gets_a_place_only_if_one_is_free_and_nobody_waits_for_it() {
+        let turnstile = Arc::new(Turnstile::new(FEW));
+        let places: Vec<_> = (0..2).map(|_| turnstile.try_enter(1).expect("free")).collect();
+        let of_another = turnstile.try_enter(2).expect("free");
+        assert!(turnstile.try_enter(1).is_none() && turnstile.try_enter(3).is_none());
+        drop(places);
+        assert!(turnstile.try_enter(1).is_some_and(|place| !place.waited));
+        drop(of_another);
+        assert!(turnstile.places.lock().is_idle());
+    }
+
+    #[test]
     fn a_panic_gives_the_place_back_once() {
         let turnstile = Turnstile::new(FEW);
         let panicked = catch_unwind(AssertUnwindSafe(|| {

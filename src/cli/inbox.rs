@@ -235,16 +235,15 @@ fn by_text(connection: &Connection, text: &str, limit: usize) -> rusqlite::Resul
     let mut items = Vec::new();
     let mut parsed = Vec::new();
     while let Some(row) = rows.next()? {
-        let Some((blob, bounds)) = crate::inbox::stored_bodies(row.get_ref(1)?.as_blob()?, row.get(2)?)
-        else {
+        let stored = crate::inbox::stored_bodies(row.get_ref(1)?.as_blob()?, row.get(2)?);
+        if stored.is_damaged {
             eprintln!("bodies of commit {} can't be read: the store is damaged", row.get::<_, i64>(0)?);
-            continue;
-        };
-        if finder.find(&blob).is_none() {
+        }
+        if finder.find(&stored.bytes).is_none() {
             continue;
         }
-        for (nth, range) in bounds.into_iter().enumerate() {
-            let body = blob.get(range).unwrap_or_default();
+        for (nth, range) in stored.bodies.into_iter().enumerate() {
+            let body = stored.bytes.get(range).unwrap_or_default();
             if finder.find(body).is_none() {
                 continue;
             }

@@ -102,11 +102,7 @@ fn reader(data_dir: &Path) -> Result<Connection, OpenError> {
     let sqlite = |e| OpenError::Sqlite(data_dir.join(store::FILE), e);
     if data_dir.join(store::FILE).exists() {
         let connection = store::open_read_only(data_dir)?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(sqlite)?;
-        if version > store::SCHEMA_VERSION {
-            return Err(OpenError::TooNew(version));
-        }
-        if version == store::SCHEMA_VERSION {
+        if store::version(&connection).map_err(sqlite)? > 0 {
             return Ok(connection);
         }
     }

@@ -21,7 +21,7 @@ use crate::event::Item;
 const ITEMS_MAX: usize = 2_000;
 /// Bodies of so many bytes are held at most (one commit more).
 const BYTES_MAX: usize = 8 << 20;
-/// Under load, how long an answerable item waits for others.
+/// Under load, how long an answerable item waits for others, from the begin of its commit.
 const FRESH_MAX: Duration = Duration::from_millis(2);
 
 /// See the module.
@@ -55,10 +55,11 @@ pub enum Bytes {
 }
 
 impl Bytes {
+    /// In memory.
     fn len(&self) -> usize {
         match self {
             Self::Shared(range) => range.len(),
-            Self::Own(bytes) => bytes.len(),
+            Self::Own(bytes) => bytes.capacity(),
         }
     }
 }

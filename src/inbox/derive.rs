@@ -16,7 +16,7 @@ use super::insert::{self, Insert, Row};
 use super::tables::{self, ReplyKey};
 use super::{Evidence, Position, ReplyState, StatusSaid, Work};
 use crate::clock::{self, UnixMillis};
-use crate::event::{Item, ItemId, Kind, Path};
+use crate::event::{Item, ItemId, Kind, Path, hash64};
 use crate::failure::Reason;
 
 /// Keys of one hash in one second that are told apart. More would take a search for collisions of XXH3.
@@ -247,21 +247,41 @@ impl Committer {
             Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let bodies = Bounds::read(&bounds).and_then(|bounds| Some((bounds, bounds.unpack(blob)?)));
-        let Some((bounds, blob)) = bodies.or_else(|| tables::damaged(commit)) else { return Ok(()) };
+        let Some(bounds) = Bounds::read(&bounds).or_else(|| tables::damaged(commit)) else { return Ok(()) };
+        let (blob, damaged) = bounds.unpack(blob);
+        if !damaged.is_empty() {
+            tables::damaged::<()>(commit);
+        }
         let mut deferred = Deferred::default();
         deferred.add_bytes(std::iter::once(blob.as_slice()));
         let mut items = Vec::new();
         for (nth, (body, app)) in bounds.bodies().enumerate() {
             let body = body.start.min(blob.len())..body.end.min(blob.len());
             items.clear();
-            (self.parser.items)(&blob[body.clone()], &mut items);
+            let is_lost = damaged.iter().any(|damaged| damaged.start < body.end && body.start < damaged.end);
+            if is_lost {
+                items.push(lost(commit, nth as u32, at as u64));
+            } else {
+                (self.parser.items)(&blob[body.clone()], &mut items);
+            }
             deferred.place(commit, nth, app, at as u64, Bytes::Shared(body), &items);
         }
         let mut bulk = Bulk::default();
         bulk.take(&mut deferred);
         self.derive_some(&mut bulk, usize::MAX)?;
         self.derived(&mut bulk).map(drop)
+    }
+}
+
+/// Stands for a body that can't be read any more, so that it is seen that there was one.
+fn lost(commit: u64, nth: u32, received_ms: UnixMillis) -> Item {
+    Item {
+        kind: Kind::Unparsed,
+        path: Path::default(),
+        timestamp: received_ms / 1000,
+        key: hash64(&[b"lost", &commit.to_le_bytes(), &nth.to_le_bytes()]),
+        number: 0,
+        conversation: 0,
     }
 }
 

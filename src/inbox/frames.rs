@@ -5,8 +5,9 @@
 //! LZ4 blocks: 0.5 us a KiB here, a quarter of what writing it takes.
 //!
 //! The column `bounds` has records of 12 bytes: a u32 and a u64, little endian. One a body: its length and its app. Where
-//! the bodies are compressed, before those: [`PACKED`] and the number of frames, then one a frame: how many bytes it holds
-//! and how many they take in the column `bodies`, where the frames stand end to end.
+//! the bodies are compressed, before those: [`PACKED`] and the number of frames, then one a frame: how many bytes it holds;
+//! and of the u64 the lower half is how many they take in the column `bodies`, where the frames stand end to end, the upper
+//! half a checksum of what they hold. A flipped bit would often be a frame of the right length with another sender in it.
 
 use std::ops::Range;
 
@@ -18,6 +19,8 @@ use crate::event::BODY_MAX;
 pub const PACK_MIN: usize = 16 << 10;
 /// Small bodies share a frame until it has so many bytes: few enough to read one of them in some microseconds.
 const FRAME_BYTES: usize = 16 << 10;
+/// No frame holds more.
+const FRAME_MAX: usize = BODY_MAX + FRAME_BYTES;
 /// A longer body has a frame of its own.
 const LARGE: usize = 64 << 10;
 /// Room that is kept from commit to commit, of each column.
@@ -93,11 +96,16 @@ impl Frames {
         if self.room.len() < most {
             self.room.resize(most, 0);
         }
-        // never short of room: that is the most it can be
-        let length = compress_into_with_table(raw, &mut self.room, &mut self.table).unwrap_or(0);
+        let length = compress_into_with_table(raw, &mut self.room, &mut self.table)
+            .expect("there is room for the most that it can be");
         self.bodies.extend_from_slice(&self.room[..length]);
-        push(&mut self.bounds, raw.len() as u32, length as u64);
+        push(&mut self.bounds, raw.len() as u32, sum(raw) << 32 | length as u64);
     }
+}
+
+/// Of 32 bits.
+fn sum(raw: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(raw) >> 32
 }
 
 fn push(records: &mut Vec<u8>, a: u32, b: u64) {
@@ -119,13 +127,22 @@ pub struct Bounds<'b> {
     bodies: &'b [u8],
 }
 
+/// The record of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Frame {
+    /// Unpacked.
+    length: usize,
+    stored: usize,
+    sum: u64,
+}
+
 /// Where a body is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct At {
     /// Of what has to be read of the column `bodies`.
     pub stored: Range<usize>,
-    /// How many bytes that is once it is unpacked; `None`: it is stored as it came.
-    pub packed: Option<usize>,
+    /// What that is once it is unpacked; `None`: it is stored as it came.
+    frame: Option<Frame>,
     /// Where it is in that.
     pub within: Range<usize>,
 }
@@ -151,60 +168,74 @@ impl<'b> Bounds<'b> {
         })
     }
 
+    fn frames(self) -> impl Iterator<Item = Frame> + 'b {
+        let frame =
+            |(length, of)| Frame { length, stored: (of & u64::from(u32::MAX)) as usize, sum: of >> 32 };
+        records(self.frames).map(frame)
+    }
+
     /// Where body number `nth` is, and its app.
     pub fn body(self, nth: u32) -> Option<(At, u64)> {
         let (body, app) = self.bodies().nth(nth as usize)?;
         if self.frames.is_empty() {
             let within = 0..body.len();
-            return Some((At { stored: body, packed: None, within }, app));
+            return Some((At { stored: body, frame: None, within }, app));
         }
         let (mut raw, mut stored) = (0, 0);
-        for (length, packed) in records(self.frames) {
-            let packed = usize::try_from(packed).ok()?;
-            let end = raw + length;
+        for frame in self.frames() {
+            let end = raw + frame.length;
             if body.start < end || body.is_empty() && body.start == end {
                 let within = body.start.checked_sub(raw)?..body.end - raw;
-                return Some((
-                    At { stored: stored..stored.checked_add(packed)?, packed: Some(length), within },
-                    app,
-                ));
+                return Some((At { stored: stored..stored + frame.stored, frame: Some(frame), within }, app));
             }
             raw = end;
-            stored = stored.checked_add(packed)?;
+            stored += frame.stored;
         }
         None
     }
 
-    /// All bodies end to end, from the column `bodies`; `None` if that can't be right.
-    pub fn unpack(self, column: Vec<u8>) -> Option<Vec<u8>> {
-        if self.frames.is_empty() {
-            return Some(column);
-        }
-        let (mut all, mut rest) = (Vec::new(), &column[..]);
-        for (length, packed) in records(self.frames) {
-            let (frame, behind) = rest.split_at_checked(usize::try_from(packed).ok()?)?;
-            all.extend(unpacked(frame, length)?);
+    /// All bodies end to end, from the column `bodies`, and where among them something is that can't be right.
+    pub fn unpack(self, column: Vec<u8>) -> (Vec<u8>, Vec<Range<usize>>) {
+        let length = self.bodies().last().map_or(0, |(body, _)| body.end);
+        let (mut all, mut damaged) = (Vec::new(), Vec::new());
+        let mut rest = column.as_slice();
+        for frame in self.frames() {
+            let (stored, behind) = rest.split_at(frame.stored.min(rest.len()));
             rest = behind;
+            let start = all.len();
+            match unpacked(stored, frame) {
+                Some(raw) => all.extend(raw),
+                None => {
+                    all.resize(start + frame.length.min(FRAME_MAX), 0);
+                    damaged.push(start..all.len());
+                }
+            }
         }
-        Some(all)
+        if self.frames.is_empty() {
+            all = column;
+        }
+        if all.len() < length {
+            damaged.push(all.len()..length);
+        }
+        (all, damaged)
     }
 }
 
 impl At {
     /// The body, from the bytes at `stored`; `None` if they can't be right.
     pub fn body(&self, stored: Vec<u8>) -> Option<Vec<u8>> {
-        let Some(length) = self.packed else { return (stored.len() == self.within.len()).then_some(stored) };
-        let mut frame = unpacked(&stored, length)?;
-        frame.truncate(self.within.end);
-        (frame.len() == self.within.end).then(|| frame.split_off(self.within.start))
+        let Some(frame) = self.frame else { return (stored.len() == self.within.len()).then_some(stored) };
+        let mut raw = unpacked(&stored, frame)?;
+        raw.truncate(self.within.end);
+        (raw.len() == self.within.end).then(|| raw.split_off(self.within.start))
     }
 }
 
-fn unpacked(frame: &[u8], length: usize) -> Option<Vec<u8>> {
-    if length > BODY_MAX + FRAME_BYTES {
+fn unpacked(stored: &[u8], frame: Frame) -> Option<Vec<u8>> {
+    if frame.length > FRAME_MAX || stored.len() != frame.stored {
         return None;
     }
-    decompress(frame, length).ok().filter(|raw| raw.len() == length)
+    decompress(stored, frame.length).ok().filter(|raw| raw.len() == frame.length && sum(raw) == frame.sum)
 }
 
 #[cfg(test)]
@@ -213,14 +244,15 @@ mod tests {
 
     use super::*;
 
-    /// `bounds` and `bodies`, of a commit that is not the first.
-    fn columns(bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
-        let mut frames = Frames::default();
+    /// `bounds` and `bodies`, as `frames` lays them out.
+    fn laid_out(frames: &mut Frames, bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
         let small = bodies.iter().filter(|body| !is_large(body)).flatten().copied().collect::<Vec<_>>();
-        for _ in 0..2 {
-            frames.lay_out(bodies.iter().enumerate().map(|(nth, body)| (&body[..], nth as u64)), &small);
-        }
+        frames.lay_out(bodies.iter().enumerate().map(|(nth, body)| (&body[..], nth as u64)), &small);
         (frames.bounds().to_vec(), frames.bodies(&small).to_vec())
+    }
+
+    fn columns(bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
+        laid_out(&mut Frames::default(), bodies)
     }
 
     fn body() -> impl Strategy<Value = Vec<u8>> {
@@ -234,8 +266,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_body_reads_back(bodies in proptest::collection::vec(body(), 0..40)) {
-            let (bounds, column) = columns(&bodies);
+        fn every_body_reads_back(
+            before in proptest::collection::vec(body(), 0..40),
+            bodies in proptest::collection::vec(body(), 0..40),
+        ) {
+            let mut frames = Frames::default();
+            // nothing of the commit before may be left
+            laid_out(&mut frames, &before);
+            let (bounds, column) = laid_out(&mut frames, &bodies);
             let bounds = Bounds::read(&bounds).expect("ours");
             prop_assert_eq!(bounds.bodies().count(), bodies.len());
             for (nth, body) in bodies.iter().enumerate() {
@@ -245,8 +283,31 @@ mod tests {
                 prop_assert_eq!(read.as_ref(), Some(body));
             }
             prop_assert_eq!(bounds.body(bodies.len() as u32), None);
-            let all = bounds.unpack(column).expect("ours");
-            prop_assert_eq!(all, bodies.concat());
+            prop_assert_eq!(bounds.unpack(column), (bodies.concat(), Vec::new()));
+        }
+
+        /// A flipped bit of a frame is seen: what is read is right or known to be damaged.
+        #[test]
+        fn a_flipped_bit_is_seen(bodies in proptest::collection::vec(body(), 1..20), at: prop::sample::Index, bit in 0..8) {
+            let (bounds, mut column) = columns(&bodies);
+            prop_assume!(bodies.iter().map(Vec::len).sum::<usize>() >= PACK_MIN);
+            let nth = at.index(column.len());
+            column[nth] ^= 1_u8 << bit;
+            let bounds = Bounds::read(&bounds).expect("ours");
+            let read: Vec<_> = (0..bodies.len() as u32)
+                .map(|nth| bounds.body(nth).and_then(|(at, _)| at.body(column[at.stored.clone()].to_vec())))
+                .collect();
+            prop_assert!(read.iter().any(Option::is_none));
+            for (read, body) in read.iter().zip(&bodies) {
+                prop_assert!(read.as_ref().is_none_or(|read| read == body));
+            }
+            let (all, damaged) = bounds.unpack(column);
+            prop_assert_eq!(damaged.len(), 1);
+            for ((body, _), right) in bounds.bodies().zip(&bodies) {
+                if !damaged[0].contains(&body.start) {
+                    prop_assert_eq!(&all[body], &right[..]);
+                }
+            }
         }
 
         #[test]

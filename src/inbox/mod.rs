@@ -365,11 +365,25 @@ pub fn stored_body(
     Ok(tables::body(connection, commit, nth)?.map(|(bytes, _, _)| bytes))
 }
 
-/// All bodies of a group commit, from its columns `bounds` and `bodies`, and where each of them is; `None` if the store is
-/// damaged.
-pub fn stored_bodies(bounds: &[u8], bodies: Vec<u8>) -> Option<(Vec<u8>, Vec<std::ops::Range<usize>>)> {
-    let bounds = frames::Bounds::read(bounds)?;
-    Some((bounds.unpack(bodies)?, bounds.bodies().map(|(body, _)| body).collect()))
+/// All bodies of a group commit, read.
+#[derive(Debug, Default)]
+pub struct StoredBodies {
+    /// End to end.
+    pub bytes: Vec<u8>,
+    /// Where each is.
+    pub bodies: Vec<std::ops::Range<usize>>,
+    /// Whether the disk has changed what was written: some are not what they were, or not there.
+    pub is_damaged: bool,
+}
+
+/// All bodies of a group commit, from its columns `bounds` and `bodies`.
+pub fn stored_bodies(bounds: &[u8], bodies: Vec<u8>) -> StoredBodies {
+    let Some(bounds) = frames::Bounds::read(bounds) else {
+        return StoredBodies { is_damaged: true, ..StoredBodies::default() };
+    };
+    let (bytes, damaged) = bounds.unpack(bodies);
+    let bodies = bounds.bodies().map(|(body, _)| body).collect();
+    StoredBodies { bytes, bodies, is_damaged: !damaged.is_empty() }
 }
 
 /// The items of a turn, from the `items` column.

@@ -10,6 +10,7 @@ use super::{OpenTurn, Reply, ReplyState, State, TurnId};
 use crate::clock::UnixMillis;
 use crate::event::{ItemId, Kind, Path, Recipient, Role, Said};
 use crate::failure::Reason;
+use crate::store;
 
 /// `meta`: items of all commits up to this one are in their table.
 const DERIVED: &str = "derived_commit";
@@ -66,6 +67,7 @@ pub struct Tables {
 
 impl Tables {
     pub fn new(mut connection: Connection, log_bytes: u64) -> rusqlite::Result<Self> {
+        store::take_over(&connection)?;
         connection.set_prepared_statement_cache_capacity(64);
         let fold = Fold::watch(&mut connection, log_bytes)?;
         Ok(Self { connection, fold })

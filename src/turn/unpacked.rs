@@ -26,22 +26,22 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
-    /// The messages of `works`, in their order; `None` if a body can't be read.
-    pub fn read(&self, works: &[Work]) -> Option<Vec<Message>> {
+    /// The message of each of the works, in their order; `None` for those whose body can't be read.
+    pub fn read(&self, works: &[Work]) -> Vec<Option<Message>> {
         let mut messages = Vec::with_capacity(works.len());
         for group in works.chunk_by(|a, b| Arc::ptr_eq(&a.body, &b.body)) {
             let body = &group[0].body;
             if body.len() < LARGE_MIN {
                 let paths: Vec<Path> = group.iter().map(|work| work.position.path).collect();
-                messages.extend(unpack::messages(body, &paths).ok()?);
+                let mut read = unpack::messages(body, &paths).unwrap_or_default().into_iter();
+                messages.extend(group.iter().map(|_| read.next()));
                 continue;
             }
-            let all = self.all(body)?;
-            for work in group {
-                messages.push(all.get(&work.position.path)?.clone());
-            }
+            let all = self.all(body);
+            let of_body = |work: &Work| all.as_ref().and_then(|all| all.get(&work.position.path)).cloned();
+            messages.extend(group.iter().map(of_body));
         }
-        (messages.len() == works.len()).then_some(messages)
+        messages
     }
 
     fn all(&self, body: &Arc<[u8]>) -> Option<Messages> {

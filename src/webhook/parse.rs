@@ -29,6 +29,8 @@ pub const TAPE_BODY_MAX: usize = 1 << 20;
 /// Buffers whose tape grew beyond this many nodes, of 24 bytes, are given back: Meta's batches of 1,000 updates stay below,
 /// and fresh memory for each of them would cost a twentieth of what they cost.
 const KEPT_NODES_MAX: usize = 128 << 10;
+/// The same for a body that is no JSON, in bytes.
+const KEPT_REFUSED_MAX: usize = 64 << 10;
 
 /// Whether a body was understood. In both cases there is at least one item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +201,9 @@ pub(super) fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
             Ok(()) => Walk(&tape.0).body(sink),
             Err(_) => Err(Stop::Tape),
         };
-        let is_kept = tape.0.capacity() <= KEPT_NODES_MAX;
+        // of one that was refused the tape says nothing
+        let is_kept =
+            tape.0.capacity() <= KEPT_NODES_MAX && (filled.is_ok() || body.len() <= KEPT_REFUSED_MAX);
         scratch.tape = tape.reset();
         if !is_kept {
             *scratch = Scratch::new();

@@ -186,9 +186,10 @@ impl Stack {
         let mut all = Vec::new();
         for commit in commits {
             let (bounds, bodies): (Vec<u8>, Vec<u8>) = commit.expect("a row");
-            let (bodies, at) = whatsapp_webhook::inbox::stored_bodies(&bounds, bodies).expect("not damaged");
-            assert_eq!(at.last().expect("a body").end, bodies.len(), "bytes that belong to no body");
-            all.extend(at.into_iter().map(|at| bodies[at].to_vec()));
+            let stored = whatsapp_webhook::inbox::stored_bodies(&bounds, bodies);
+            let end = stored.bodies.last().expect("a body").end;
+            assert!(!stored.is_damaged && end == stored.bytes.len(), "bytes that belong to no body");
+            all.extend(stored.bodies.into_iter().map(|at| stored.bytes[at].to_vec()));
         }
         all.sort();
         all
