@@ -30,6 +30,8 @@ pub struct Deadlines {
     body: u64,
     idle: u64,
     tick: u64,
+    /// The tick while nobody is there: a machine that waits for webhooks need not wake up for them.
+    rest: u64,
 }
 
 impl Deadlines {
@@ -37,7 +39,8 @@ impl Deadlines {
     pub fn new(http: &config::Http) -> Self {
         let ms = |time: Duration| time.as_millis() as u64;
         let (header, body, idle) = (ms(http.header_timeout), ms(http.body_timeout), ms(http.idle_timeout));
-        Self { header, body, idle, tick: (header.min(body).min(idle) / 4).clamp(10, 100) }
+        let quarter = header.min(body).min(idle) / 4;
+        Self { header, body, idle, tick: quarter.clamp(10, 100), rest: quarter.clamp(10, 500) }
     }
 }
 
@@ -46,7 +49,8 @@ pub fn run(shared: &Shared) {
     let deadlines = Deadlines::new(&shared.http);
     let mut all = Vec::new();
     while !shared.gone.load(Acquire) {
-        clock::sleep(Duration::from_millis(deadlines.tick));
+        let is_empty = shared.table.open() == 0;
+        clock::sleep(Duration::from_millis(if is_empty { deadlines.rest } else { deadlines.tick }));
         shared.table.copy(&mut all);
         let now = now_ms();
         for entry in all.drain(..) {
