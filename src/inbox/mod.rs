@@ -13,9 +13,9 @@
 //! fold's. One row a commit, its items in bulk and sorted, thousands at a time (`deferred`), made 17.5 of 22.2 us: a commit
 //! writes a few pages instead of one page an item. All who waited are told with one wake-up a worker, by the worker that
 //! polls their connection (`waker`): 19.9 instead of 23.0 us, since what belongs to a connection stays in one core's
-//! cache. Bodies of a group of 16 KiB or more are compressed (`frames`): 2.5 KiB are written a status at full load, log and
-//! file together, where it was 3.4, and that pays for the compressing. Besides, commits are 1 ms apart under load and at once
-//! otherwise.
+//! cache. Bodies of a group of 16 KiB or more are compressed (`frames`): 2.5 KiB are written a status at full load, log
+//! and file together, where it was 3.4, and that pays for the compressing. Besides, commits are 1 ms apart under load and
+//! at once otherwise.
 //!
 //! Why its tail is short: the committer never stands still. A bulk goes in a slice a commit (`bulk`; 2,000 items at once
 //! took 6 ms every 30), the log is folded beside (`fold`; inside it took 7 ms every 40), a group of large bodies is
