@@ -272,7 +272,7 @@ impl Turns {
             replies: answer.replies,
             remember: answer.remember,
             history_max: self.agent_config.history,
-            is_sending: slot.as_ref().is_some_and(Slot::is_now),
+            is_sending: matches!(slot, Some(Slot::Now(_))),
         });
         if stored.is_ok() {
             // a commit is what a turn with a place waits for

@@ -343,11 +343,11 @@ impl Committer {
         let bodies = appends.iter().map(|append| (append.body.as_slice(), append.app));
         let small = bodies.clone().map(|(body, _)| body).filter(|body| !frames::is_large(body));
         let start = self.deferred.add_bytes(small);
-        self.frames.lay_out(bodies, self.deferred.bytes(start..));
+        self.frames.lay_out(bodies, self.deferred.bytes_from(start));
         std::mem::swap(&mut *self.shared.in_commit.lock(), appends);
         let commit = self.next_commit;
         self.next_commit += 1;
-        let bodies = self.frames.bodies(self.deferred.bytes(start..));
+        let bodies = self.frames.bodies(self.deferred.bytes_from(start));
         self.tables.insert_commit(commit, received_ms, self.frames.bounds(), bodies)?;
         Ok(Some((commit, start)))
     }

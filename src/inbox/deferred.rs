@@ -7,7 +7,6 @@
 //! derived again from the bodies.
 
 use std::ops::Range;
-use std::slice::SliceIndex;
 use std::time::Duration;
 
 use super::committer::OPEN_MAX;
@@ -97,8 +96,8 @@ impl Deferred {
     }
 
     /// What [`Deferred::add_bytes`] added.
-    pub fn bytes(&self, range: impl SliceIndex<[u8], Output = [u8]>) -> &[u8] {
-        &self.bytes[range]
+    pub fn bytes_from(&self, start: usize) -> &[u8] {
+        &self.bytes[start..]
     }
 
     /// Notes the body of a stored commit whose bytes begin at `start`, unless it is a large one: then it takes them.

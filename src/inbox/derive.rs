@@ -247,10 +247,13 @@ impl Committer {
             Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let Some(bounds) = Bounds::read(&bounds).or_else(|| tables::damaged(commit)) else { return Ok(()) };
+        let Some(bounds) = Bounds::read(&bounds) else {
+            tables::tell_damaged(commit);
+            return Ok(());
+        };
         let (blob, damaged) = bounds.unpack(blob);
         if !damaged.is_empty() {
-            tables::damaged::<()>(commit);
+            tables::tell_damaged(commit);
         }
         let mut deferred = Deferred::default();
         deferred.add_bytes(std::iter::once(blob.as_slice()));

@@ -230,7 +230,9 @@ impl Inbox for Embedded {
                 })
                 .collect(),
         };
-        if let Some(first) = turn.replies.first().filter(|first| first.state == ReplyState::Sending) {
+        if new.is_sending
+            && let Some(first) = turn.replies.first()
+        {
             self.shared.flights.begin(&first.id, ReplyKey { turn: id, nth: 0 }, turn.number);
         }
         let stored = Stored {

@@ -16,7 +16,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, decompress, get_m
 use crate::event::BODY_MAX;
 
 /// Commits with fewer bytes of bodies are stored as they came: little is gained by them, and nobody waits for it.
-pub const PACK_MIN: usize = 16 << 10;
+const PACK_MIN: usize = 16 << 10;
 /// Small bodies share a frame until it has so many bytes: few enough to read one of them in some microseconds.
 const FRAME_BYTES: usize = 16 << 10;
 /// No frame holds more.
@@ -144,7 +144,7 @@ pub struct At {
     /// What that is once it is unpacked; `None`: it is stored as it came.
     frame: Option<Frame>,
     /// Where it is in that.
-    pub within: Range<usize>,
+    within: Range<usize>,
 }
 
 impl<'b> Bounds<'b> {

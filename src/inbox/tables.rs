@@ -425,19 +425,24 @@ pub fn body(
         .optional()?;
     let Some((bounds, at)) = bounds else { return Ok(None) };
     let place = Bounds::read(&bounds).and_then(|bounds| bounds.body(nth));
-    let Some((place, app)) = place else { return Ok(damaged(commit)) };
+    let Some((place, app)) = place else {
+        tell_damaged(commit);
+        return Ok(None);
+    };
+    let (start, length) = (place.stored.start as i64 + 1, place.stored.len() as i64);
     let stored: Vec<u8> = connection
         .prepare_cached("SELECT substr(bodies, ?2, ?3) FROM commits WHERE id = ?1")?
-        .query_row(params![commit as i64, place.stored.start as i64 + 1, place.stored.len() as i64], |r| {
-            r.get(0)
-        })?;
-    Ok(place.body(stored).map_or_else(|| damaged(commit), |bytes| Some((bytes, app, at as u64))))
+        .query_row(params![commit as i64, start, length], |r| r.get(0))?;
+    let body = place.body(stored);
+    if body.is_none() {
+        tell_damaged(commit);
+    }
+    Ok(body.map(|bytes| (bytes, app, at as u64)))
 }
 
-/// The disk has changed what was written. That is told, and is as if retention had removed it: the rest goes on.
-pub fn damaged<T>(commit: u64) -> Option<T> {
+/// The disk has changed what was written. What can't be read is as if retention had removed it: the rest goes on.
+pub fn tell_damaged(commit: u64) {
     log::error!("inbox: bodies of commit {commit} can't be read: the store is damaged");
-    None
 }
 
 /// Unsettled replies of each open turn, for the committer's book.

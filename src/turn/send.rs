@@ -15,18 +15,11 @@ use crate::secret::masked;
 use crate::turnstile::Place;
 
 /// A reply's turn to be sent.
-pub(super) struct Slot<'a> {
-    /// When its pace lets it go, of the monotonic clock.
-    due: Duration,
-    /// Of Graph, if that is now and one was free.
-    place: Option<Place<'a>>,
-}
-
-impl Slot<'_> {
-    /// Whether it goes out once it is stored, and is to be marked as being sent then.
-    pub(super) fn is_now(&self) -> bool {
-        self.place.is_some()
-    }
+pub(super) enum Slot<'a> {
+    /// Once it is stored, in this place at Graph.
+    Now(Place<'a>),
+    /// Then, when its pace lets it go, of the monotonic clock, and there is a place.
+    From(Duration),
 }
 
 /// What one reply came to.
@@ -100,7 +93,7 @@ impl Turns {
     pub(super) fn slot(&self, phone_number_id: &str, to: &Recipient) -> Slot<'_> {
         let pace = self.graph.reserve(phone_number_id, to);
         let place = if pace.is_zero() { self.graph.try_enter(phone_number_id) } else { None };
-        Slot { due: clock::monotonic() + pace, place }
+        place.map_or_else(|| Slot::From(clock::monotonic() + pace), Slot::Now)
     }
 
     fn send_one(
@@ -111,8 +104,8 @@ impl Turns {
         slot: Option<Slot<'_>>,
     ) -> Step {
         let due = match slot {
-            Some(Slot { place: Some(place), .. }) => return self.send_now(turn, nth, business, place),
-            Some(Slot { due, place: None }) => Some(due),
+            Some(Slot::Now(place)) => return self.send_now(turn, nth, business, place),
+            Some(Slot::From(due)) => Some(due),
             None => None,
         };
         if turn.replies[nth].state == ReplyState::Sending && !self.settle_unknown(turn, nth) {

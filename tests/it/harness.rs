@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use ring::hmac;
+use whatsapp_webhook::inbox::{StoredBodies, stored_bodies};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_whatsapp-webhook");
 pub const APP_SECRET: &str = "harness-app-secret";
@@ -246,4 +247,13 @@ pub fn add_business(
         .expect("starts");
     child.stdin.take().expect("piped").write_all(token.as_bytes()).expect("written");
     assert!(child.wait().expect("waited").success());
+}
+
+/// What each commit of the store in a data folder holds.
+pub fn bodies_in(data_dir: &Path) -> Vec<StoredBodies> {
+    let store = whatsapp_webhook::store::open_read_only(data_dir).expect("opens");
+    let mut commits = store.prepare("SELECT bounds, bodies FROM commits").expect("a table");
+    let commits = commits.query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?))).expect("rows");
+    let columns = commits.map(|columns| columns.expect("a row"));
+    columns.map(|(bounds, bodies)| stored_bodies(&bounds, bodies)).collect()
 }

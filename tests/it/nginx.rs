@@ -13,7 +13,6 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use ring::hmac;
-use rusqlite::{Connection, OpenFlags};
 use socket2::{Domain, Socket, Type};
 
 use crate::harness::{self, APP_SECRET, Service};
@@ -179,14 +178,8 @@ impl Stack {
 
     /// All bodies in the store, sorted, read from the file.
     fn bodies(&self) -> Vec<Vec<u8>> {
-        let file = self.data().join(whatsapp_webhook::store::FILE);
-        let store = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("it opens");
-        let mut commits = store.prepare("SELECT bounds, bodies FROM commits").expect("a table");
-        let commits = commits.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
         let mut all = Vec::new();
-        for commit in commits {
-            let (bounds, bodies): (Vec<u8>, Vec<u8>) = commit.expect("a row");
-            let stored = whatsapp_webhook::inbox::stored_bodies(&bounds, bodies);
+        for stored in harness::bodies_in(&self.data()) {
             let end = stored.bodies.last().expect("a body").end;
             assert!(!stored.is_damaged && end == stored.bytes.len(), "bytes that belong to no body");
             all.extend(stored.bodies.into_iter().map(|at| stored.bytes[at].to_vec()));
