@@ -223,6 +223,7 @@ fn metrics() -> Vec<&'static [&'static dyn Metric]> {
         directory::METRICS,
         agent::METRICS,
         graph::METRICS,
+        crate::blocking::METRICS,
         crate::net::METRICS,
         crate::ops::stderr::METRICS,
     ]

@@ -2,12 +2,13 @@
 //!
 //! One direction: `http` (edge) -> `webhook` (pure) -> `inbox` (durable), then the 200; after it
 //! `dispatcher` (lanes) -> `turn` { `directory` -> `agent` -> `graph` }, with `ops` at the side.
-//! Leaves that any module may use: `event`, `failure`, `clock`, `secret`, `stack`, `store`,
+//! Leaves that any module may use: `blocking`, `event`, `failure`, `clock`, `secret`, `stack`, `store`,
 //! `turnstile`, `ops::metrics`.
 
 pub mod agent;
 pub mod app;
 pub mod bell;
+pub mod blocking;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -21,6 +21,8 @@ const GUESS_PER_SECOND: u64 = 20_000;
 const BATCH_MAX: u64 = 1000;
 /// The largest flood; a conversation each.
 const FLOOD_MAX: u64 = 50_000;
+/// The most large bodies a second: a connection takes one after the other.
+const LARGE_BODIES_MAX: u64 = 5;
 /// The highest rate, messages a second.
 const RATE_MAX: u64 = 1_000_000;
 /// The agent's longest time, in ms: below the server's AGENT_TIMEOUT.
@@ -74,6 +76,9 @@ pub struct Args {
     /// notice of it is told
     #[arg(long, value_name = "MESSAGES")]
     pub flood: Option<u64>,
+    /// Beside the load, so many bodies of 3 MB a second, the largest that Meta sends: what the others notice is told
+    #[arg(long, value_name = "A SECOND")]
+    pub large_bodies: Option<u64>,
     /// Businesses in a MongoDB: the one of this URI (they are left there), of LOADTEST_MONGODB_URI, or a FerretDB that is
     /// built and started from tests/ferretdb; prints the cache's hit rate and the queries a message
     #[arg(long, value_name = "URI", num_args = 0..=1, default_missing_value = "")]
@@ -100,6 +105,10 @@ pub struct Args {
     /// without one
     #[arg(long, value_name = "TIMES")]
     pub max_flood_ratio: Option<f64>,
+    /// Red if the 99th percentile of the others' time to the 200 beside large bodies is above this, in ms, where the
+    /// machine did not stall
+    #[arg(long, value_name = "MS")]
+    pub max_large_p99: Option<u64>,
     /// Red if the server was ever larger than this, in MiB resident
     #[arg(long)]
     pub max_rss: Option<u64>,
@@ -181,6 +190,14 @@ impl Args {
             self.max_flood_ratio
                 .is_some_and(|most| self.flood.is_none() || !(most > 0.0 && most.is_finite())),
             "--max-flood-ratio: must be a number above 0, and needs --flood",
+        );
+        refuse(
+            self.large_bodies.is_some_and(|a_second| !(1..=LARGE_BODIES_MAX).contains(&a_second)),
+            &format!("--large-bodies: must be 1 to {LARGE_BODIES_MAX} a second"),
+        );
+        refuse(
+            self.max_large_p99.is_some() && self.large_bodies.is_none(),
+            "--max-large-p99: needs --large-bodies",
         );
         refuse(self.duplicates > 100, "--duplicates: it is a share of 100 requests; take 0 to 100");
         refuse(
@@ -305,6 +322,9 @@ mod tests {
             &["--flood", "10", "--statuses"],
             &["--flood", "10", "--businesses", "1"],
             &["--max-flood-ratio", "2"],
+            &["--large-bodies", "0"],
+            &["--large-bodies", "6"],
+            &["--max-large-p99", "20"],
             &["--max-flood-ratio", "0", "--flood", "10"],
             &["--env", "X"],
         ] {

@@ -20,6 +20,7 @@ use crate::compose::{self, Composer, Said};
 use crate::counts::Counts;
 use crate::fairness::Fairness;
 use crate::flood::{Flood, Flooder};
+use crate::large::{self, Large};
 use crate::ledger::Ledger;
 use crate::stalls::{self, Stalls};
 use crate::sys::now_us;
@@ -68,6 +69,8 @@ pub struct Load {
     pub stalls: Stalls,
     /// Floods of one business, if there are any.
     pub flood: Flood,
+    /// Large bodies beside it, if there are any.
+    pub large: Large,
     /// Counted.
     pub counts: Counts,
     /// Ends the load.
@@ -93,6 +96,8 @@ pub struct Plan {
     pub users: u32,
     /// Conversations; at least one for each user.
     pub conversations: u32,
+    /// Whom they are with.
+    pub businesses: u32,
     /// Messages in a request.
     pub batch: u32,
     /// Of 100 requests, how many are posted twice.
@@ -107,23 +112,24 @@ pub struct Plan {
 
 impl Load {
     /// Nothing runs yet.
-    pub fn new(plan: Plan, ledger: Ledger, businesses: u32, flood: Flood) -> Self {
+    pub fn new(plan: Plan, ledger: Ledger, flood: Flood, large: Large) -> Self {
         let key = compose::key(&plan.app_secret);
         Self {
             counts: Counts::new(plan.users),
             key,
             epoch_us: (clock::now() * 1000).saturating_sub(now_us()),
+            fairness: Fairness::new(plan.businesses),
             plan,
             ledger,
             acks: Recorder::new(),
             quiet_acks: Recorder::new(),
             service: Recorder::new(),
             lag: Recorder::new(),
-            fairness: Fairness::new(businesses),
             answers: Recorder::new(),
             quiet_answers: Recorder::new(),
             stalls: Stalls::default(),
             flood,
+            large,
             stop: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
             go: AtomicBool::new(false),
@@ -139,6 +145,7 @@ impl Load {
         };
         let users: Vec<_> = (0..self.plan.users).map(|id| User::new(Arc::clone(self), id)).collect();
         let flooder = Flooder::new(self, Composer::new(Arc::clone(&self.key), self.plan.seed));
+        large::start(self, Composer::new(Arc::clone(&self.key), self.plan.seed))?;
         let watches = users.iter().map(|user| user.client.watch()).chain(flooder.iter().map(Flooder::watch));
         let watches = watches.map(Arc::clone).collect();
         stalls::watch(Arc::downgrade(self))?;
@@ -336,7 +343,9 @@ impl User {
         let now = now_us();
         let took_us = now.saturating_sub(time.intended_us);
         self.load.acks.record(self.id as usize, took_us);
-        if self.load.stalls.is_quiet(time.intended_us) {
+        let is_quiet = self.load.stalls.is_quiet(time.intended_us);
+        self.load.large.acknowledged(now, took_us, is_quiet);
+        if is_quiet {
             self.load.quiet_acks.record(self.id as usize, took_us);
         }
         self.load.service.record(self.id as usize, now.saturating_sub(written_us));

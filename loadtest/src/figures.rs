@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fairness::Share;
 use crate::flood::Flooded;
+use crate::large::LargeBodies;
 use crate::ledger::Tally;
 use crate::machine::Machine;
 use crate::meta::Stats;
@@ -101,6 +102,8 @@ pub struct Figures {
     pub shares: Vec<Share>,
     /// What the others noticed of a flood.
     pub flooded: Option<Flooded>,
+    /// What the others noticed of large bodies.
+    pub large: Option<LargeBodies>,
 }
 
 /// How the run was asked for, as far as figures are judged by it.
@@ -133,6 +136,8 @@ pub struct Asked {
     pub max_answer_p99: Option<u64>,
     /// What a flood may make of the others' p99, at most, in times of it.
     pub max_flood_ratio: Option<f64>,
+    /// What large bodies may make of the others' p99 to the 200, at most, in ms.
+    pub max_large_p99: Option<u64>,
     /// Resident, in MiB, at most.
     pub max_rss: Option<u64>,
 }

@@ -2,11 +2,9 @@
 //!
 //! Beside the users' load, [`FLOODS`] times evenly over the run, so many messages come in at once for business 0, each of
 //! another customer. The time from message to answer of all other businesses is kept apart by whether a flood was under
-//! way: from its first post to its last answer. What met a stall of the machine is left out
-//! of the comparison, but told beside it.
+//! way: from its first post to its last answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use whatsapp_webhook::clock;
 
+use crate::apart::{Apart, Times};
 use crate::client::{Client, Watch};
 use crate::compose::{Composer, Said};
 use crate::drive::{ANSWER_TIMEOUT, Load};
 use crate::sys::now_us;
-use crate::timing::{Quantiles, Recorder};
 
 /// How often.
 pub const FLOODS: u32 = 3;
@@ -39,15 +37,8 @@ pub struct Flood {
     pub first: u32,
     /// From the begin of the load to the first, and from then on from begin to begin at least.
     every: Duration,
-    /// Not answered yet.
-    open: AtomicU64,
-    /// When the last one was over; 0 before.
-    ended_us: AtomicU64,
-    beside: Recorder,
-    without: Recorder,
-    /// With those that met a stall of the machine.
-    beside_all: Recorder,
-    without_all: Recorder,
+    /// Message to answer; under way: what is not answered yet.
+    apart: Apart,
     took_us: Mutex<Vec<u64>>,
 }
 
@@ -59,31 +50,15 @@ pub struct Flooded {
     pub messages: u32,
     /// From the first post of each to its last answer, in microseconds.
     pub took_us: Vec<u64>,
-    /// Message to answer of the other businesses while one was under way.
-    pub beside: Quantiles,
-    /// The same at all other times.
-    pub without: Quantiles,
-    /// Both with those that met a stall of the machine: while one was under way ..
-    pub beside_all: Quantiles,
-    /// .. and at all other times.
-    pub without_all: Quantiles,
+    /// Message to answer of the other businesses.
+    #[serde(flatten)]
+    pub times: Times,
 }
 
 impl Flood {
     /// `messages` each, in conversations from `first` on, `every` so long.
     pub fn new(messages: u32, first: u32, every: Duration) -> Self {
-        Self {
-            messages,
-            first,
-            every,
-            open: AtomicU64::new(0),
-            ended_us: AtomicU64::new(0),
-            beside: Recorder::new(),
-            without: Recorder::new(),
-            beside_all: Recorder::new(),
-            without_all: Recorder::new(),
-            took_us: Mutex::default(),
-        }
+        Self { messages, first, every, apart: Apart::new(), took_us: Mutex::default() }
     }
 
     /// No flood.
@@ -102,20 +77,9 @@ impl Flood {
             return;
         }
         if self.is_of(conversation) {
-            // never below 0: a flood that was given up may still be answered
-            let open = self.open.fetch_update(Relaxed, Relaxed, |open| open.checked_sub(1));
-            if open == Ok(1) {
-                self.ended_us.store(now_us(), Relaxed);
-            }
+            self.apart.done();
         } else if business != BUSINESS {
-            let sent_us = at_us.saturating_sub(us);
-            let is_beside = self.open.load(Relaxed) > 0 || sent_us < self.ended_us.load(Relaxed);
-            let (quiet, all) =
-                if is_beside { (&self.beside, &self.beside_all) } else { (&self.without, &self.without_all) };
-            all.record(at_us as usize, us);
-            if is_quiet {
-                quiet.record(at_us as usize, us);
-            }
+            self.apart.record(at_us, us, is_quiet);
         }
     }
 
@@ -124,10 +88,7 @@ impl Flood {
         (self.messages > 0).then(|| Flooded {
             messages: self.messages,
             took_us: self.took_us.lock().clone(),
-            beside: Quantiles::of(&self.beside.all()),
-            without: Quantiles::of(&self.without.all()),
-            beside_all: Quantiles::of(&self.beside_all.all()),
-            without_all: Quantiles::of(&self.without_all.all()),
+            times: self.apart.times(),
         })
     }
 }
@@ -174,7 +135,7 @@ impl Flooder {
         let load = Arc::clone(&self.load);
         let flood = &load.flood;
         let begun = now_us();
-        flood.open.store(u64::from(flood.messages), Relaxed);
+        flood.apart.begin(u64::from(flood.messages));
         let (mut next, end) = (flood.first, flood.first + flood.messages);
         while next < end {
             let last = end.min(next + BATCH);
@@ -184,7 +145,7 @@ impl Flooder {
             next = last;
         }
         let patience = begun + ANSWERED_MAX.as_micros() as u64;
-        while flood.open.load(Relaxed) > 0 {
+        while flood.apart.is_open() {
             if load.is_abandoned() || now_us() > patience {
                 return false;
             }
@@ -215,38 +176,24 @@ impl Flooder {
     }
 }
 
-impl Flooded {
-    /// The others' p99 beside a flood, in times of their p99 without one; `None` if either is not known.
-    pub fn ratio(&self) -> Option<f64> {
-        let is_known = self.beside.count > 0 && self.without.count > 0;
-        is_known.then(|| self.beside.p99 as f64 / self.without.p99.max(1) as f64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_others_are_told_apart_by_whether_a_flood_was_under_way() {
+    fn the_flood_is_under_way_until_it_is_answered_and_its_business_is_no_other() {
         let flood = Flood::new(2, 100, Duration::ZERO);
         let answered =
-            |business, conversation, at_us, us| flood.answered(business, conversation, at_us, us, true);
-        answered(1, 1, 1_000, 500);
-        flood.open.store(2, Relaxed);
-        answered(1, 1, 2_000, 700);
-        flood.answered(1, 1, 2_000, 900, false);
-        answered(0, 100, 2_500, 600);
-        answered(0, 20, 2_500, 600);
-        answered(0, 101, 3_000, 600);
-        flood.ended_us.store(3_000, Relaxed);
-        answered(1, 1, 4_000, 1_500);
-        answered(1, 1, 5_000, 500);
-        let flooded = flood.flooded().expect("there is one");
-        assert_eq!((flooded.beside.count, flooded.without.count), (2, 2));
-        assert_eq!((flooded.beside_all.count, flooded.without_all.count), (3, 2));
-        assert_eq!((flooded.beside.max, flooded.without.max), (1_500, 500));
-        assert_eq!(flooded.ratio(), Some(3.0));
+            |business, conversation, us| flood.answered(business, conversation, now_us(), us, true);
+        flood.apart.begin(2);
+        answered(0, 100, 600);
+        answered(0, 20, 600);
+        answered(1, 1, 700);
+        assert!(flood.apart.is_open());
+        answered(0, 101, 600);
+        assert!(!flood.apart.is_open());
+        let times = flood.flooded().expect("there is one").times;
+        assert_eq!((times.beside.count, times.beside.max, times.without.count), (1, 700, 0));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! interrupted.
 
 mod answer;
+mod apart;
 mod args;
 mod client;
 mod compose;
@@ -15,6 +16,7 @@ mod fairness;
 mod figures;
 mod flood;
 mod judge;
+mod large;
 mod ledger;
 mod machine;
 mod meta;

@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apart::Times;
 use crate::figures::Figures;
 use crate::flood::{FLOODS, Flooded};
 use crate::judge::{self, State};
+use crate::large::LargeBodies;
 use crate::ledger::Tally;
 use crate::timing::{Quantiles, ms};
 
@@ -31,6 +33,7 @@ pub fn lines(figures: &Figures) -> Vec<Line> {
         lines.extend([answers(figures), answer_latency(figures)]);
     }
     lines.extend(figures.flooded.as_ref().map(|flooded| flood(figures, flooded)));
+    lines.extend(figures.large.as_ref().map(|bodies| large(figures, bodies)));
     lines.extend([server(figures), generator(figures)]);
     lines.extend(figures.directory.as_ref().filter(|d| d.store != "embedded").map(|_| directory(figures)));
     if !statuses {
@@ -141,14 +144,40 @@ fn answer_latency(figures: &Figures) -> Line {
 }
 
 fn flood(figures: &Figures, flooded: &Flooded) -> Line {
-    let Flooded { messages, took_us, beside, without, beside_all, without_all } = flooded;
+    let Flooded { messages, took_us, times } = flooded;
     let took: Vec<String> = took_us.iter().map(|us| format!("{:.1}", *us as f64 / 1e6)).collect();
-    let ratio = flooded.ratio();
+    let ratio = times.ratio();
     let text = format!(
-        "{messages} messages to business {}, all answered after {} s; the others' end to end meanwhile p50 {} p99 {} ms \
-         (with the machine's stalls p99 {}; {} of {} met none), at other times p50 {} p99 {} ms (with them p99 {}): p99 {}",
+        "{messages} messages to business {}, all answered after {} s; {}",
         crate::flood::BUSINESS,
         took.join(", "),
+        apart(times, "end to end"),
+    );
+    let too_much = figures.asked.max_flood_ratio.is_some_and(|most| ratio.is_none_or(|ratio| ratio > most));
+    let incomplete = took_us.len() < FLOODS as usize && !figures.interrupted;
+    line(incomplete || too_much, "flood", text)
+}
+
+fn large(figures: &Figures, large: &LargeBodies) -> Line {
+    let LargeBodies { posted, bytes, without_200, took, times } = large;
+    let text = format!(
+        "{posted} bodies of {:.2} MB, {without_200} without a 200; to it p50 {} max {} ms; {}",
+        *bytes as f64 / 1e6,
+        ms(took.p50),
+        ms(took.max),
+        apart(times, "time to the 200"),
+    );
+    let is_missing = (*posted == 0 || *without_200 > 0) && !figures.interrupted;
+    let too_slow = figures.asked.max_large_p99.is_some_and(|most| times.beside.p99 > most * 1000);
+    line(is_missing || too_slow, "large bodies", text)
+}
+
+/// What the others noticed; `of` names their times.
+fn apart(times: &Times, of: &str) -> String {
+    let Times { beside, without, beside_all, without_all } = times;
+    format!(
+        "the others' {of} meanwhile p50 {} p99 {} ms (with the machine's stalls p99 {}; {} of {} met none), at other times \
+         p50 {} p99 {} ms (with them p99 {}): p99 {}",
         ms(beside.p50),
         ms(beside.p99),
         ms(beside_all.p99),
@@ -157,11 +186,8 @@ fn flood(figures: &Figures, flooded: &Flooded) -> Line {
         ms(without.p50),
         ms(without.p99),
         ms(without_all.p99),
-        ratio.map_or_else(|| "not to be compared".to_owned(), |ratio| format!("{ratio:.1}x"))
-    );
-    let too_much = figures.asked.max_flood_ratio.is_some_and(|most| ratio.is_none_or(|ratio| ratio > most));
-    let incomplete = took_us.len() < FLOODS as usize && !figures.interrupted;
-    line(incomplete || too_much, "flood", text)
+        times.ratio().map_or_else(|| "not to be compared".to_owned(), |ratio| format!("{ratio:.1}x"))
+    )
 }
 
 fn server(figures: &Figures) -> Line {
@@ -312,8 +338,11 @@ mod tests {
     fn a_flood_is_told_of_and_red_where_it_is_not_over_or_the_others_felt_it() {
         let quantiles = |p99| Quantiles { count: 1, p99, ..Quantiles::default() };
         let (beside, without) = (quantiles(30_000), quantiles(10_000));
-        let flooded =
-            Flooded { messages: 5, took_us: vec![500_000; 3], beside, without, ..Flooded::default() };
+        let flooded = Flooded {
+            messages: 5,
+            took_us: vec![500_000; 3],
+            times: Times { beside, without, ..Times::default() },
+        };
         let mut figures = Figures { flooded: Some(flooded), ..good() };
         assert_eq!(red(&figures), [""; 0]);
         assert!(lines(&figures).iter().any(|line| line.text.ends_with("p99 3.0x")));
@@ -322,6 +351,24 @@ mod tests {
         figures.asked.max_flood_ratio = None;
         figures.flooded.as_mut().expect("there is one").took_us.pop();
         assert_eq!(red(&figures), ["flood"]);
+    }
+
+    #[test]
+    fn large_bodies_are_told_of_and_red_where_one_got_no_200_or_the_others_felt_it() {
+        let beside = Quantiles { count: 1, p99: 30_000, ..Quantiles::default() };
+        let times = Times { beside, ..Times::default() };
+        let large = LargeBodies { posted: 3, bytes: 2_990_000, times, ..LargeBodies::default() };
+        let mut figures = Figures { large: Some(large), ..good() };
+        assert_eq!(red(&figures), [""; 0]);
+        assert!(
+            lines(&figures).iter().any(|line| line.text.starts_with("3 bodies of 2.99 MB, 0 without a 200"))
+        );
+        figures.asked.max_large_p99 = Some(20);
+        assert_eq!(red(&figures), ["large bodies"]);
+        figures.asked.max_large_p99 = Some(30);
+        assert_eq!(red(&figures), [""; 0]);
+        figures.large.as_mut().expect("there are some").without_200 = 1;
+        assert_eq!(red(&figures), ["large bodies"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::args::Args;
 use crate::drive::{Load, Plan};
 use crate::figures::{self, Asked, Directory, Figures};
 use crate::flood::{FLOODS, Flood};
+use crate::large::Large;
 use crate::ledger::{Ledger, OPEN_MAX};
 use crate::machine::Machine;
 use crate::meta::{self, Behaviour, Meta};
@@ -102,7 +103,7 @@ pub fn run(args: &Args, interrupts: &AtomicUsize) -> Result<Figures, String> {
     let ledger = Ledger::with_flood(plan.conversations, args.businesses as u32, flooded);
     let every = Duration::from_secs(args.duration) / (FLOODS + 1);
     let flood = Flood::new(flooded, plan.conversations, every);
-    let load = Arc::new(Load::new(plan, ledger, args.businesses as u32, flood));
+    let load = Arc::new(Load::new(plan, ledger, flood, Large::new(args.large_bodies.unwrap_or(0) as u32)));
     meta.follow(&load);
     let machine = Machine::look(&path, data.path());
     let trouble = Vec::new();
@@ -143,6 +144,7 @@ fn plan(args: &Args, server: &Server) -> Plan {
         app_secret: APP_SECRET.to_owned(),
         users: args.users as u32,
         conversations: args.conversations() as u32,
+        businesses: args.businesses as u32,
         batch: args.batch as u32,
         duplicates: args.duplicates,
         statuses: args.statuses,
@@ -401,6 +403,9 @@ impl Bench<'_> {
         if let Some(flood) = self.args.flood {
             what.push_str(&format!(", {FLOODS} floods of {flood} messages to one of them"));
         }
+        if let Some(a_second) = self.args.large_bodies {
+            what.push_str(&format!(", {a_second} bodies of 3 MB a second beside them"));
+        }
         if *duplicates > 0 {
             what.push_str(&format!(", {duplicates} % posted twice"));
         }
@@ -443,6 +448,7 @@ impl Bench<'_> {
                 max_p99: args.max_p99,
                 max_answer_p99: args.max_answer_p99,
                 max_flood_ratio: args.max_flood_ratio,
+                max_large_p99: args.max_large_p99,
                 max_rss: args.max_rss,
             },
             interrupted: self.is_interrupted(),
@@ -464,6 +470,7 @@ impl Bench<'_> {
             heat_us: HEAT_US.to_vec(),
             shares: self.load.fairness.shares(),
             flooded: self.load.flood.flooded(),
+            large: self.load.large.bodies(),
             trouble: self.trouble.clone(),
             ..figures
         }

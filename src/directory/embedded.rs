@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use super::store::{Claim, Page, Record, Store, StoreError, Swap, TokenField};
-use crate::net::blocking::{NotRun, Pool};
+use crate::blocking::{NotRun, Pool};
 use crate::secret::Secret;
 use crate::store::{self, OpenError};
 use crate::{clock, config};

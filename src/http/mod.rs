@@ -9,7 +9,7 @@
 //! - `fd`: the system calls, the only unsafe lines;
 //! - `head`, `rate`, `access`: PURE: header lines, rate limits, who asks; `answer`, `routes`: what is said,
 //!   and where;
-//! - `post`: the way to the 200.
+//! - `post`: the way to the 200; `reading`: signature and items, of large bodies on a thread beside.
 //!
 //! Why the way to the 200 is shaped like this: of the 13.7 us that it costs the workers (two shared cores of a VM,
 //! see `inbox` for the rest) 7 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has
@@ -31,6 +31,7 @@ mod fd;
 mod head;
 mod post;
 mod rate;
+mod reading;
 mod routes;
 mod sweep;
 mod table;
@@ -49,6 +50,7 @@ use parking_lot::Mutex;
 use self::connection::Connection;
 use self::counters::{ACCEPTED, Cut};
 use self::rate::{Budget, Class, Table as RateTable};
+use self::reading::Reader;
 use self::table::Table;
 use crate::inbox::Inbox;
 use crate::ops::Console;
@@ -83,6 +85,7 @@ struct Shared {
     table: Table,
     rates: Mutex<(RateTable, Budget)>,
     large_bodies: AtomicUsize,
+    reader: Reader,
     draining: AtomicBool,
     stopping: AtomicBool,
     gone: AtomicBool,
@@ -196,6 +199,7 @@ pub fn serve(
         table: Table::default(),
         rates: Mutex::new((RateTable::new(u64::from_le_bytes(seed)), Budget::default())),
         large_bodies: AtomicUsize::new(0),
+        reader: Reader::new(),
         draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         gone: AtomicBool::new(false),

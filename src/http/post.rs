@@ -23,10 +23,10 @@ use super::head::{Head, Signature};
 use super::rate::Class;
 use super::routes::{Route, SOON, too_many};
 use super::table::Phase;
-use super::{LARGE_BODIES_MAX, Shared, fd};
+use super::{LARGE_BODIES_MAX, Shared, fd, reading};
 use crate::event::BODY_MAX;
 use crate::inbox::{Refusal, Ticket};
-use crate::webhook::parse::{NotUnderstood, Outcome, parse};
+use crate::webhook::parse::{NotUnderstood, Outcome};
 
 /// Bodies up to this size are kept room for, need no permit, and are checked whoever sent them, in bytes.
 const SMALL_BODY: usize = 64 << 10;
@@ -66,8 +66,7 @@ impl Connection {
         }
         let Some(permit) = Permit::take(&self.shared, length) else {
             CROWDED.inc();
-            let answer = Answer::fixed(503, r#"{"error":"too many large bodies at once"}"#).with(SOON);
-            return self.refuse_with(ROUTE, answer, out);
+            return self.refuse_with(ROUTE, crowded(), out);
         };
         self.let_send(head);
         let mut ticket = self.ticket.take().unwrap_or_else(|| self.shared.inbox.ticket(self.fd as usize));
@@ -129,9 +128,16 @@ impl Connection {
             Signature::Given(value) => Some(value.as_slice()),
             Signature::Absent | Signature::Malformed => None,
         };
-        let Ok(app) = self.shared.verifier.verify(signature, ticket.body()) else {
-            forget(ticket, length);
-            return Some(self.unverified(fd::micros(started)));
+        let (app, outcome) = match reading::read(&self.shared, ticket, signature) {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => {
+                forget(ticket, length);
+                return Some(self.unverified(fd::micros(started)));
+            }
+            Err(_) => {
+                CROWDED.inc();
+                return Some(crowded());
+            }
         };
         if signature.is_some() && self.shared.http.rates.webhook > 0 {
             let client = self.client();
@@ -140,8 +146,6 @@ impl Connection {
                 return Some(too_many(wait_us));
             }
         }
-        let (body, items) = ticket.body_and_items();
-        let outcome = parse(body, items);
         if signature.is_none() && outcome == Outcome::Unparsed(NotUnderstood::NotJson) {
             forget(ticket, length);
             return Some(Answer::fixed(400, r#"{"error":"the body is not JSON"}"#));
@@ -162,6 +166,10 @@ fn forget(ticket: &mut dyn Ticket, length: usize) {
         ticket.body().shrink_to(SMALL_BODY);
         ticket.body_and_items().1.shrink_to(ITEMS_KEPT);
     }
+}
+
+fn crowded() -> Answer {
+    Answer::fixed(503, r#"{"error":"too many large bodies at once"}"#).with(SOON)
 }
 
 fn refused(refusal: Refusal) -> Answer {

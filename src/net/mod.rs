@@ -1,10 +1,8 @@
-//! Outgoing HTTP from coroutines: ureq over `may` sockets, a caching resolver, and the threads for blocking
-//! work.
+//! Outgoing HTTP from coroutines: ureq over `may` sockets, and a caching resolver.
 //!
 //! Contract (see `Client`): a call never blocks a worker, ends by its deadline, reuses connections, verifies
 //! TLS.
 
-pub mod blocking;
 pub mod client;
 mod exchange;
 mod resolve;
@@ -27,8 +25,6 @@ pub static METRICS: &[&dyn Metric] = &[
     &watch::FIRINGS,
     &resolve::LOOKUPS,
     &resolve::LOOKUPS_FAILED,
-    &blocking::FULL,
-    &blocking::LATE,
 ];
 
 /// A call's answer, whatever its status. Non-2xx is not an error here.

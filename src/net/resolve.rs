@@ -15,8 +15,8 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use super::blocking::Pool;
 use super::trace;
+use crate::blocking::Pool;
 use crate::clock;
 use crate::ops::metrics::Counter;
 

@@ -23,8 +23,8 @@ use crate::event::{Item, Kind, Path};
 /// The most items of one body. Meta batches at most 1,000 updates; a body with more is kept as `unparsed`.
 pub const ITEMS_MAX: usize = 10_000;
 
-/// Larger bodies are scanned: a tape takes up to 24 bytes for each of theirs.
-pub const TAPE_BODY_MAX: usize = 1 << 20;
+/// Bodies that may have more nodes than this are scanned: a tape takes 24 bytes for each. Meta's largest have about 200,000.
+pub const TAPE_NODES_MAX: usize = 512 << 10;
 
 /// Buffers whose tape grew beyond this many nodes, of 24 bytes, are given back: Meta's batches of 1,000 updates stay below,
 /// and fresh memory for each of them would cost a twentieth of what they cost.
@@ -184,9 +184,17 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
 }
 
+/// No tape of this body has more nodes. Each but the first stands behind a byte that opens or separates; those in strings
+/// are counted too.
+pub(super) fn nodes_max(body: &[u8]) -> usize {
+    let precedes = |byte: &u8| u8::from(matches!(byte, b',' | b':' | b'[' | b'{'));
+    // so few at once that a byte can count them: then sixteen or more are looked at in one step
+    1 + body.chunks(255).map(|some| usize::from(some.iter().map(precedes).sum::<u8>())).sum::<usize>()
+}
+
 /// Every item of a body into `sink`, by simd-json's tape.
 pub(super) fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
-    if body.len() > TAPE_BODY_MAX {
+    if body.len() > TAPE_NODES_MAX && nodes_max(body) > TAPE_NODES_MAX {
         return Err(Stop::Tape);
     }
     SCRATCH.with_borrow_mut(|scratch| {

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::parse::{ITEMS_MAX, NotUnderstood, Outcome, Sink, Stop, on_tape, parse};
+use super::parse::{
+    ITEMS_MAX, NotUnderstood, Outcome, Sink, Stop, TAPE_NODES_MAX, nodes_max, on_tape, parse,
+};
 use super::{scan, unpack};
 use crate::event::{Item, Kind, Path, Recipient, hash64};
 
@@ -25,6 +27,9 @@ fn check(body: &[u8], items: &[Item]) {
             assert_eq!(by_tape, by_scan);
         }
     }
+    if let Ok(tape) = simd_json::to_tape(&mut body.to_vec()) {
+        assert!(tape.0.len() <= nodes_max(body));
+    }
     for item in items.iter().take(50) {
         let key = unpack::key(body, item.kind, item.path).expect("a key");
         assert_eq!(xxhash_rust::xxh3::xxh3_64(&key), item.key, "{item:?}");
@@ -46,6 +51,26 @@ fn check(body: &[u8], items: &[Item]) {
         assert_eq!(hash64(&[number, message.conversation.as_bytes()]), item.conversation);
         assert_eq!(message.timestamp, item.timestamp);
     }
+}
+
+#[test]
+fn a_tape_is_made_as_long_as_few_nodes_can_come_of_it_however_long_the_body() {
+    let with = |extra: String| {
+        let mut message = text("49151", "wamid.1");
+        message["extra"] = Value::String(extra);
+        body(vec![change("10", json!({"messages": [message]}))]).to_string()
+    };
+    let read = |body: &str| on_tape(body.as_bytes(), &mut Sink::new(&mut Vec::new()));
+    assert_eq!(read(&with("x".repeat(4 * TAPE_NODES_MAX))), Ok(()));
+    let dense = with(String::new())
+        .replace(r#""extra":"""#, &format!(r#""extra":[0{}]"#, ",0".repeat(TAPE_NODES_MAX)));
+    assert_eq!(read(&dense), Err(Stop::Tape));
+    assert_eq!(items(dense.as_bytes()).len(), 1);
+    // just as many, and one more
+    let few = |count: usize| format!("[0{}]", ",0".repeat(count - 3));
+    assert_eq!(nodes_max(few(TAPE_NODES_MAX).as_bytes()), TAPE_NODES_MAX);
+    assert_eq!(read(&few(TAPE_NODES_MAX)), Ok(()));
+    assert_eq!(read(&few(TAPE_NODES_MAX + 1)), Err(Stop::Tape));
 }
 
 fn kinds(body: &Value) -> Vec<Kind> {

@@ -22,6 +22,7 @@ use crate::compose::{self, Composer, Said};
 use crate::drive::{Load, Plan};
 use crate::flood::Flood;
 use crate::judge::REACHED;
+use crate::large::Large;
 use crate::ledger::Ledger;
 use crate::run::APP_SECRET;
 use crate::stalls::QuietCpu;
@@ -185,13 +186,14 @@ fn turn(args: &Args, mut peer: Peer, seed: u32, interrupts: &AtomicUsize) -> Res
         app_secret: APP_SECRET.to_owned(),
         users: args.users as u32,
         conversations: args.users as u32,
+        businesses: BUSINESSES,
         batch: 1,
         duplicates: 0,
         statuses: true,
         every: args.rate.map(|rate| Duration::from_secs(1).div_f64(rate as f64)),
         seed,
     };
-    let load = Arc::new(Load::new(plan, Ledger::new(0, BUSINESSES), BUSINESSES, Flood::none()));
+    let load = Arc::new(Load::new(plan, Ledger::new(0, BUSINESSES), Flood::none(), Large::new(0)));
     let users = load.start().map_err(|e| format!("the users: {e}"))?;
     let wait = |peer: &mut Peer, time: Duration| {
         let until = clock::monotonic() + time;

@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 
 use super::error::{self, Cause};
 use super::{READ_WITHIN, WRITE_WITHIN};
+use crate::blocking::{NotRun, Pool};
 use crate::clock;
 use crate::config::mongodb::Mongodb;
 use crate::directory::store::StoreError;
-use crate::net::blocking::{NotRun, Pool};
 
 /// Calls that may wait for a thread.
 const QUEUE: usize = 4096;

@@ -55,13 +55,13 @@ fn a_signed_body_that_is_not_json_is_kept_and_an_unsigned_one_is_400() {
     assert_eq!(open.bodies(), [BODY.as_bytes()]);
 }
 
-/// The body that takes the most: deep, and read by the scan since it is larger than the tape takes.
-fn deepest_body() -> String {
-    let mut body = format!(r#"{{"x":{}1{},"entry":["#, "[".repeat(10_000), "]".repeat(10_000));
+/// The body that takes the most: deep, and read by the scan since the tape has no half of a character.
+fn deepest_body(length: usize) -> String {
+    let mut body = format!(r#"{{"y":"\ud83d","x":{}1{},"entry":["#, "[".repeat(10_000), "]".repeat(10_000));
     body.push_str(r#"{"id":"1","changes":[{"field":"messages","value":{"messages":[{"id":"w","from":"1","#);
     body.push_str(r#""type":"text","text":{"body":""#);
     let end = r#""}}]}}]}]}"#;
-    body.extend(std::iter::repeat_n('x', BODY_MAX - body.len() - end.len()));
+    body.extend(std::iter::repeat_n('x', length - body.len() - end.len()));
     body.push_str(end);
     body
 }
@@ -69,8 +69,8 @@ fn deepest_body() -> String {
 #[test]
 fn a_body_of_4_mib_passes_and_one_byte_more_is_413() {
     let edge = edge();
-    let body = deepest_body();
-    assert_eq!(body.len(), 4 << 20);
+    let body = deepest_body(4 << 20);
+    assert_eq!(body.len(), BODY_MAX);
     let mut client = edge.client();
     assert_eq!(client.send(post(body.as_bytes())).code(), 200);
     assert_eq!(client.send(post(BODY.as_bytes())).code(), 200, "the connection goes on");
@@ -95,7 +95,9 @@ fn on_half_a_stack() {
     may::config().set_stack_size(words / 2);
     let edge = edge();
     let mut client = edge.client();
-    for body in [deepest_body(), "[".repeat(BODY_MAX), r#"{"entry":[{"changes":["#.repeat(100_000)] {
+    // a large body is read by a thread, others by the connection's coroutine
+    let deep = [deepest_body(BODY_MAX), deepest_body(500 << 10), "[".repeat(BODY_MAX), "[".repeat(500 << 10)];
+    for body in deep.into_iter().chain([r#"{"entry":[{"changes":["#.repeat(20_000)]) {
         assert_eq!(client.send(post(body.as_bytes())).code(), 200);
     }
     // the ways out: an error, a last word, the largest answer
@@ -123,6 +125,29 @@ fn large_bodies_have_a_budget_and_small_ones_pass_beside() {
     drop(holding);
     edge.wait_until("the budget is free again", |edge| edge.server.connections() == 0);
     assert_eq!(edge.ask(post(&vec![b' '; 1 << 20])).code, 200);
+}
+
+#[test]
+fn large_bodies_at_once_are_each_read_and_a_wrong_one_among_them_is_401() {
+    let edge = edge();
+    let large = |n: u8| vec![b'a' + n; 2 << 20];
+    let wrong = format!("sha256={}", "0".repeat(64));
+    std::thread::scope(|scope| {
+        for n in 0..12 {
+            let (edge, body, wrong) = (&edge, large(n), &wrong);
+            scope.spawn(move || {
+                let (request, code) = match n % 3 {
+                    0 => (post_with(&body, Some(wrong), ""), 401),
+                    _ => (post(&body), 200),
+                };
+                assert_eq!(edge.ask(request).code, code, "{n}");
+            });
+        }
+    });
+    let mut stored = edge.bodies();
+    stored.sort_unstable();
+    let right: Vec<_> = (0..12).filter(|n| n % 3 > 0).map(large).collect();
+    assert!(stored == right, "{} bodies", stored.len());
 }
 
 #[test]

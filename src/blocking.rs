@@ -1,4 +1,4 @@
-//! Threads for work that blocks: a name lookup, a driver without coroutines.
+//! Threads for work that blocks or takes long: a name lookup, a driver without coroutines, a body of megabytes.
 //!
 //! A [`Pool`] has a fixed number of named threads behind a bounded queue. Who waits (a coroutine or a thread)
 //! gives up at its own deadline; a job that was begun runs to its end and its late result is dropped, one that
@@ -13,11 +13,13 @@ use may::sync::Blocker;
 use parking_lot::Mutex;
 
 use crate::clock;
-use crate::ops::metrics::Counter;
+use crate::ops::metrics::{Counter, Metric};
 
-pub(super) static FULL: Counter = Counter::new("blocking_full_total", "Blocking jobs refused: queue full.");
-pub(super) static LATE: Counter =
-    Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
+static FULL: Counter = Counter::new("blocking_full_total", "Blocking jobs refused: queue full.");
+static LATE: Counter = Counter::new("blocking_late_total", "Blocking jobs given up at a deadline.");
+
+/// What this module counts.
+pub static METRICS: &[&dyn Metric] = &[&FULL, &LATE];
 
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
