@@ -112,7 +112,7 @@ mod tests {
             apart.done();
         }
         assert!(!apart.is_open());
-        apart.ended_us.store(3_000, Relaxed);
+        assert_ne!(apart.ended_us.swap(3_000, Relaxed), 0);
         apart.record(4_000, 1_500, true);
         apart.record(5_000, 500, true);
         let times = apart.times();

@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     pub faults: u64,
     /// Beside the load, three times, so many messages at once to one business, each of another customer: what the others
-    /// notice of it is told
+    /// notice of it is told. A number answers at most 1,000 a second then, Meta's highest level (another: --env GRAPH_RATE=)
     #[arg(long, value_name = "MESSAGES")]
     pub flood: Option<u64>,
     /// Beside the load, so many bodies of 3 MB a second, the largest that Meta sends: what the others notice is told

@@ -53,7 +53,7 @@ pub struct LargeBodies {
     pub without_200: u64,
     /// Of each body.
     pub bytes: u64,
-    /// Each to its 200.
+    /// Those with a 200, to it.
     pub took: Quantiles,
     /// To the 200 of all others.
     #[serde(flatten)]
@@ -91,8 +91,8 @@ impl Large {
     }
 }
 
-/// Posts a load's large bodies, until it is stopped, on a thread of its own: signing one would hold up the users. `None`
-/// if there are none.
+/// Posts a load's large bodies, until it is stopped (the last one may be under way then), on a thread of its own: signing
+/// one would hold up the users. `None` if there are none.
 ///
 /// # Errors
 /// There is no thread for it.
@@ -124,13 +124,20 @@ impl Large {
     fn post(&self, load: &Load, request: &[u8]) {
         self.apart.begin(1);
         let begun = now_us();
-        let is_ok = post_once(load.plan.server, ANSWER_TIMEOUT, request).is_ok_and(|status| status == 200);
-        self.took.record(0, now_us() - begun);
+        self.sent(1, 1);
+        if post_once(load.plan.server, ANSWER_TIMEOUT, request).is_ok_and(|status| status == 200) {
+            self.took.record(0, now_us() - begun);
+            self.sent(0, -1);
+        }
         clock::sleep(FOLLOWS);
         self.apart.done();
+    }
+
+    /// One that is under way has no 200.
+    fn sent(&self, posted: i64, without_200: i64) {
         let mut sent = self.sent.lock();
-        sent.posted += 1;
-        sent.without_200 += u64::from(!is_ok);
+        sent.posted = sent.posted.saturating_add_signed(posted);
+        sent.without_200 = sent.without_200.saturating_add_signed(without_200);
     }
 }
 
@@ -140,8 +147,8 @@ fn compose<'c>(composer: &'c mut Composer, load: &Load, nth: u32) -> &'c [u8] {
     // conversations that nobody has
     let say = |of: u32| Said { conversation: u32::MAX - nth, nth: of, business: of % businesses };
     let seconds = load.seconds(now_us());
-    // none is longer than this one
-    composer.statuses(&[say(u32::MAX)], seconds);
+    // none is longer than this one: there are fewer than so many
+    composer.statuses(&[say(9999)], seconds);
     let said: Vec<Said> = (0..).map(say).take(BODY_MAX / composer.body_len()).collect();
     composer.statuses(&said, seconds);
     load.large.sent.lock().bytes = composer.body_len() as u64;

@@ -168,7 +168,8 @@ fn large(figures: &Figures, large: &LargeBodies) -> Line {
         apart(times, "time to the 200"),
     );
     let is_missing = (*posted == 0 || *without_200 > 0) && !figures.interrupted;
-    let too_slow = figures.asked.max_large_p99.is_some_and(|most| times.beside.p99 > most * 1000);
+    let is_slow = |most: u64| times.beside.count == 0 || times.beside.p99 > most * 1000;
+    let too_slow = figures.asked.max_large_p99.is_some_and(is_slow);
     line(is_missing || too_slow, "large bodies", text)
 }
 
@@ -367,6 +368,9 @@ mod tests {
         assert_eq!(red(&figures), ["large bodies"]);
         figures.asked.max_large_p99 = Some(30);
         assert_eq!(red(&figures), [""; 0]);
+        figures.large.as_mut().expect("there are some").times.beside.count = 0;
+        assert_eq!(red(&figures), ["large bodies"], "nothing was measured");
+        figures.asked.max_large_p99 = None;
         figures.large.as_mut().expect("there are some").without_200 = 1;
         assert_eq!(red(&figures), ["large bodies"]);
     }

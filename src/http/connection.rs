@@ -249,7 +249,7 @@ impl Connection {
     }
 
     /// Reads the body and forgets it; false if it did not come whole or not in time.
-    pub(super) fn discard_body(&mut self, req: Request<'_, '_, '_>, length: usize) -> bool {
+    pub(super) fn discard_body(&self, req: Request<'_, '_, '_>, length: usize) -> bool {
         let mut left = length;
         self.read_body(req, length, |bytes| left -= bytes.len());
         left == 0 && self.entry.go(Phase::Work, now_ms())
@@ -260,7 +260,7 @@ impl Connection {
     /// Once it is whole, what came behind it may lie in the kernel without another report of it, since the
     /// reads of the body have used up the one that there was; may_minihttp would wait for the next. So it is
     /// asked for.
-    pub(super) fn read_body(&mut self, req: Request<'_, '_, '_>, length: usize, mut take: impl FnMut(&[u8])) {
+    pub(super) fn read_body(&self, req: Request<'_, '_, '_>, length: usize, mut take: impl FnMut(&[u8])) {
         if length == 0 {
             return;
         }

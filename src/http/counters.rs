@@ -84,7 +84,7 @@ pub static BODY_BYTES: Counter = Counter::new("http_body_bytes_total", "Bytes of
 /// Bodies refused because too many large ones are under way.
 pub static CROWDED: Counter = Counter::new(
     "http_bodies_crowded_total",
-    "Large bodies refused since others filled the memory for them.",
+    "Large bodies refused since others filled the memory for them, or kept their reader busy.",
 );
 /// Requests refused by a rate limit.
 pub static LIMITED: Counter = Counter::new("http_limited_total", "Requests refused by a rate limit.");

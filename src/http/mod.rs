@@ -9,7 +9,7 @@
 //! - `fd`: the system calls, the only unsafe lines;
 //! - `head`, `rate`, `access`: PURE: header lines, rate limits, who asks; `answer`, `routes`: what is said,
 //!   and where;
-//! - `post`: the way to the 200; `reading`: signature and items, of large bodies on a thread beside.
+//! - `post`: the way to the 200; `room`, `reading`: memory for large bodies, and the thread that reads them.
 //!
 //! Why the way to the 200 is shaped like this: of the 13.7 us that it costs the workers (two shared cores of a VM,
 //! see `inbox` for the rest) 7 are one send and two recv. A connection's state (stack, may_minihttp's buffers) has
@@ -32,6 +32,7 @@ mod head;
 mod post;
 mod rate;
 mod reading;
+mod room;
 mod routes;
 mod sweep;
 mod table;

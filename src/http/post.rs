@@ -2,7 +2,7 @@
 //!
 //! In its order: what the header alone refuses; the body into the connection's ticket; the signature over the
 //! raw bytes; the items; the inbox; 200. Nothing is formatted, logged or locked on the way to a 200, and
-//! nothing is allocated but what the connection keeps. The clock is read twice.
+//! nothing is allocated but what the connection keeps. The clock is read twice. (Of a large body none of that matters.)
 //!
 //! A right signature is never limited (unless RATE_LIMIT_WEBHOOK is set), so it has to be checked even from
 //! an address that is over RATE_LIMIT_UNVERIFIED. What a flood of wrong ones can cost is bounded all the
@@ -10,8 +10,6 @@
 //! check than any request costs, and the larger ones of all addresses over the limit together draw on one
 //! budget of bytes a second.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use may_minihttp::{Request, Response};
@@ -21,15 +19,13 @@ use super::connection::{Connection, DISCARD_MAX};
 use super::counters::{BODY_BYTES, CROWDED};
 use super::head::{Head, Signature};
 use super::rate::Class;
+use super::room::{Room, SMALL_BODY};
 use super::routes::{Route, SOON, too_many};
 use super::table::Phase;
-use super::{LARGE_BODIES_MAX, Shared, fd, reading};
+use super::{fd, reading};
 use crate::event::BODY_MAX;
 use crate::inbox::{Refusal, Ticket};
 use crate::webhook::parse::{NotUnderstood, Outcome};
-
-/// Bodies up to this size are kept room for, need no permit, and are checked whoever sent them, in bytes.
-const SMALL_BODY: usize = 64 << 10;
 
 /// So many items are kept room for.
 const ITEMS_KEPT: usize = 1000;
@@ -64,28 +60,39 @@ impl Connection {
             }
             return self.reply(ROUTE, answer, out);
         }
-        let Some(permit) = Permit::take(&self.shared, length) else {
+        if !Room::is_there(&self.shared, length) {
             CROWDED.inc();
             return self.refuse_with(ROUTE, crowded(), out);
-        };
+        }
         self.let_send(head);
         let mut ticket = self.ticket.take().unwrap_or_else(|| self.shared.inbox.ticket(self.fd as usize));
         let body = ticket.body();
         body.clear();
-        // no more than may have come: a length is only a claim
         body.reserve(length.min(SMALL_BODY));
-        self.read_body(req, length, |bytes| body.extend_from_slice(bytes));
+        let (mut room, mut came, mut is_crowded) = (Room::default(), 0, false);
+        self.read_body(req, length, |bytes| {
+            came += bytes.len();
+            // read on without room, so that the connection goes on
+            is_crowded = is_crowded || !room.add(&self.shared, body, bytes, length);
+        });
         // nobody asks how long the work takes, so the clock is not read for it
-        let whole = body.len() == length && self.entry.go(Phase::Work, started.as_millis() as u64);
+        let whole = came == length && self.entry.go(Phase::Work, started.as_millis() as u64);
         if !whole {
             forget(&mut *ticket, length);
             self.ticket = Some(ticket);
+            drop(room);
             return self.refuse_cut_off(ROUTE, out);
         }
         BODY_BYTES.add(length as u64);
-        let answer = self.take_in(&mut *ticket, head, length, started);
+        let answer = match is_crowded {
+            true => Some(crowded()),
+            false => self.take_in(&mut *ticket, head, &mut room, started),
+        };
+        if is_crowded {
+            CROWDED.inc();
+        }
         self.ticket = Some(ticket);
-        drop(permit);
+        drop(room);
         match answer {
             None => self.reply_ack(started, out),
             Some(answer) => self.reply(ROUTE, answer, out),
@@ -121,23 +128,17 @@ impl Connection {
         &mut self,
         ticket: &mut dyn Ticket,
         head: &Head,
-        length: usize,
+        room: &mut Room,
         started: Duration,
     ) -> Option<Answer> {
+        let length = ticket.body().len();
         let signature = match &head.signature {
             Signature::Given(value) => Some(value.as_slice()),
             Signature::Absent | Signature::Malformed => None,
         };
-        let (app, outcome) = match reading::read(&self.shared, ticket, signature) {
-            Ok(Ok(read)) => read,
-            Ok(Err(_)) => {
-                forget(ticket, length);
-                return Some(self.unverified(fd::micros(started)));
-            }
-            Err(_) => {
-                CROWDED.inc();
-                return Some(crowded());
-            }
+        let Ok(app) = self.shared.verifier.verify(signature, ticket.body()) else {
+            forget(ticket, length);
+            return Some(self.unverified(fd::micros(started)));
         };
         if signature.is_some() && self.shared.http.rates.webhook > 0 {
             let client = self.client();
@@ -146,6 +147,10 @@ impl Connection {
                 return Some(too_many(wait_us));
             }
         }
+        let Ok(outcome) = reading::read(&self.shared, ticket, room) else {
+            CROWDED.inc();
+            return Some(crowded());
+        };
         if signature.is_none() && outcome == Outcome::Unparsed(NotUnderstood::NotJson) {
             forget(ticket, length);
             return Some(Answer::fixed(400, r#"{"error":"the body is not JSON"}"#));
@@ -180,29 +185,4 @@ fn refused(refusal: Refusal) -> Answer {
         Refusal::Draining => r#"{"error":"stopping"}"#,
     };
     Answer::fixed(503, json).with(SOON)
-}
-
-/// Room for a large body, given back on drop.
-struct Permit {
-    shared: Option<Arc<Shared>>,
-    size: usize,
-}
-
-impl Permit {
-    fn take(shared: &Arc<Shared>, length: usize) -> Option<Self> {
-        if length <= SMALL_BODY {
-            return Some(Self { shared: None, size: 0 });
-        }
-        let permit = Self { shared: Some(Arc::clone(shared)), size: length };
-        let before = shared.large_bodies.fetch_add(length, Relaxed);
-        (before + length <= LARGE_BODIES_MAX).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            shared.large_bodies.fetch_sub(self.size, Relaxed);
-        }
-    }
 }

@@ -21,8 +21,8 @@ mod tests;
 
 use crate::ops::metrics::{Counter, Metric};
 
-/// Bodies that were read by the slower scan: what simd-json refuses, what is keyed by its bytes, large
-/// bodies.
+/// Bodies that were read by the slower scan: what simd-json refuses, what is keyed by its bytes, and what may have more
+/// than [`parse::TAPE_NODES_MAX`] nodes.
 pub static SCANNED: Counter =
     Counter::new("webhook_scanned_total", "Bodies read by the scan instead of the tape.");
 /// Bodies kept as one `unparsed` item: not JSON, or no `entry` in it.

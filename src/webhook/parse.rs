@@ -29,6 +29,8 @@ pub const TAPE_NODES_MAX: usize = 512 << 10;
 /// Buffers whose tape grew beyond this many nodes, of 24 bytes, are given back: Meta's batches of 1,000 updates stay below,
 /// and fresh memory for each of them would cost a twentieth of what they cost.
 const KEPT_NODES_MAX: usize = 128 << 10;
+/// The same for a body's copy, in bytes.
+const KEPT_BODY_MAX: usize = 1 << 20;
 /// The same for a body that is no JSON, in bytes.
 const KEPT_REFUSED_MAX: usize = 64 << 10;
 
@@ -167,7 +169,7 @@ impl<'i> Sink<'i> {
     }
 }
 
-/// What simd-json works in, kept from body to body on each worker. Nothing yields while it is borrowed.
+/// What simd-json works in, kept from body to body on each thread that reads some. Nothing yields while it is borrowed.
 struct Scratch {
     body: Vec<u8>,
     buffers: Buffers,
@@ -185,9 +187,9 @@ thread_local! {
 }
 
 /// No tape of this body has more nodes. Each but the first stands behind a byte that opens or separates; those in strings
-/// are counted too.
+/// are counted too, and those that close, since simd-json makes room for nodes of them as well.
 pub(super) fn nodes_max(body: &[u8]) -> usize {
-    let precedes = |byte: &u8| u8::from(matches!(byte, b',' | b':' | b'[' | b'{'));
+    let precedes = |byte: &u8| u8::from(matches!(byte, b',' | b':' | b'[' | b'{' | b']' | b'}'));
     // so few at once that a byte can count them: then sixteen or more are looked at in one step
     1 + body.chunks(255).map(|some| usize::from(some.iter().map(precedes).sum::<u8>())).sum::<usize>()
 }
@@ -210,8 +212,9 @@ pub(super) fn on_tape(body: &[u8], sink: &mut Sink<'_>) -> Result<(), Stop> {
             Err(_) => Err(Stop::Tape),
         };
         // of one that was refused the tape says nothing
-        let is_kept =
-            tape.0.capacity() <= KEPT_NODES_MAX && (filled.is_ok() || body.len() <= KEPT_REFUSED_MAX);
+        let is_kept = tape.0.capacity() <= KEPT_NODES_MAX
+            && body.len() <= KEPT_BODY_MAX
+            && (filled.is_ok() || body.len() <= KEPT_REFUSED_MAX);
         scratch.tape = tape.reset();
         if !is_kept {
             *scratch = Scratch::new();

@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use ring::hmac;
 use whatsapp_webhook::config::{App, Http, Rates, Webhook};
-use whatsapp_webhook::event::BODY_MAX;
+use whatsapp_webhook::event::{BODY_MAX, hash64};
 use whatsapp_webhook::http::{self, Server};
 use whatsapp_webhook::secret::Secret;
 
 use self::fakes::{Books, FakeConsole, fake_inbox};
+use crate::harness::signed;
 
 pub const SECRET: &str = "test_app_secret";
 pub const BODY: &str = r#"{"object":"whatsapp_business_account","entry":[]}"#;
