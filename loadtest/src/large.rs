@@ -147,9 +147,12 @@ fn compose<'c>(composer: &'c mut Composer, load: &Load, nth: u32) -> &'c [u8] {
     // conversations that nobody has
     let say = |of: u32| Said { conversation: u32::MAX - nth, nth: of, business: of % businesses };
     let seconds = load.seconds(now_us());
-    // none is longer than this one: there are fewer than so many
+    // there are fewer than so many, so none is longer
+    composer.statuses(&[say(9998), say(9999)], seconds);
+    let two = composer.body_len();
     composer.statuses(&[say(9999)], seconds);
-    let said: Vec<Said> = (0..).map(say).take(BODY_MAX / composer.body_len()).collect();
+    let one = composer.body_len();
+    let said: Vec<Said> = (0..).map(say).take((BODY_MAX - one) / (two - one)).collect();
     composer.statuses(&said, seconds);
     load.large.sent.lock().bytes = composer.body_len() as u64;
     composer.last()
