@@ -5,7 +5,6 @@
 //! 200, since its items go into their table then.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -36,10 +35,9 @@ pub struct Large {
     sent: Mutex<Sent>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Sent {
     posted: u64,
-    without_200: u64,
     bytes: u64,
 }
 
@@ -80,24 +78,25 @@ impl Large {
 
     /// What came of it; `None` without any.
     pub fn bodies(&self) -> Option<LargeBodies> {
-        let Sent { posted, without_200, bytes } = *self.sent.lock();
-        self.every.map(|_| LargeBodies {
-            posted,
-            without_200,
-            bytes,
-            took: Quantiles::of(&self.took.all()),
-            times: self.apart.times(),
-        })
+        let took = Quantiles::of(&self.took.all());
+        let Sent { posted, bytes } = *self.sent.lock();
+        let without_200 = posted - took.count;
+        self.every.map(|_| LargeBodies { posted, without_200, bytes, took, times: self.apart.times() })
+    }
+
+    /// Whether one is.
+    pub fn is_under_way(&self) -> bool {
+        self.apart.is_open()
     }
 }
 
-/// Posts a load's large bodies, until it is stopped (the last one may be under way then), on a thread of its own: signing
-/// one would hold up the users. `None` if there are none.
+/// Posts a load's large bodies, if it has any, until it is stopped (the last one may be under way then), on a thread of its
+/// own: signing one would hold up the users.
 ///
 /// # Errors
 /// There is no thread for it.
-pub fn start(load: &Arc<Load>, composer: Composer) -> std::io::Result<Option<JoinHandle<()>>> {
-    let Some(every) = load.large.every else { return Ok(None) };
+pub fn start(load: &Arc<Load>, composer: Composer) -> std::io::Result<()> {
+    let Some(every) = load.large.every else { return Ok(()) };
     let load = Arc::clone(load);
     let post = move || {
         let mut composer = composer;
@@ -117,27 +116,19 @@ pub fn start(load: &Arc<Load>, composer: Composer) -> std::io::Result<Option<Joi
             load.large.post(&load, request);
         }
     };
-    std::thread::Builder::new().name("large-bodies".to_owned()).spawn(post).map(Some)
+    std::thread::Builder::new().name("large-bodies".to_owned()).spawn(post).map(drop)
 }
 
 impl Large {
     fn post(&self, load: &Load, request: &[u8]) {
         self.apart.begin(1);
         let begun = now_us();
-        self.sent(1, 1);
+        self.sent.lock().posted += 1;
         if post_once(load.plan.server, ANSWER_TIMEOUT, request).is_ok_and(|status| status == 200) {
             self.took.record(0, now_us() - begun);
-            self.sent(0, -1);
         }
         clock::sleep(FOLLOWS);
         self.apart.done();
-    }
-
-    /// One that is under way has no 200.
-    fn sent(&self, posted: i64, without_200: i64) {
-        let mut sent = self.sent.lock();
-        sent.posted = sent.posted.saturating_add_signed(posted);
-        sent.without_200 = sent.without_200.saturating_add_signed(without_200);
     }
 }
 

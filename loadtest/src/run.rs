@@ -335,7 +335,7 @@ impl Bench<'_> {
 
     fn join(&mut self, users: Vec<JoinHandle<()>>) {
         let mut haste_until = None;
-        while users.iter().any(|user| !user.is_done()) {
+        while users.iter().any(|user| !user.is_done()) || self.load.large.is_under_way() {
             if self.is_interrupted() {
                 self.load.abandon.store(true, Relaxed);
                 let until = *haste_until.get_or_insert_with(|| clock::monotonic() + HASTE);

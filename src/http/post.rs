@@ -61,7 +61,6 @@ impl Connection {
             return self.reply(ROUTE, answer, out);
         }
         if !Room::is_there(&self.shared, length) {
-            CROWDED.inc();
             return self.refuse_with(ROUTE, crowded(), out);
         }
         self.let_send(head);
@@ -88,9 +87,6 @@ impl Connection {
             true => Some(crowded()),
             false => self.take_in(&mut *ticket, head, &mut room, started),
         };
-        if is_crowded {
-            CROWDED.inc();
-        }
         self.ticket = Some(ticket);
         drop(room);
         match answer {
@@ -147,10 +143,7 @@ impl Connection {
                 return Some(too_many(wait_us));
             }
         }
-        let Ok(outcome) = reading::read(&self.shared, ticket, room) else {
-            CROWDED.inc();
-            return Some(crowded());
-        };
+        let Ok(outcome) = reading::read(&self.shared, ticket, room) else { return Some(crowded()) };
         if signature.is_none() && outcome == Outcome::Unparsed(NotUnderstood::NotJson) {
             forget(ticket, length);
             return Some(Answer::fixed(400, r#"{"error":"the body is not JSON"}"#));
@@ -173,7 +166,9 @@ fn forget(ticket: &mut dyn Ticket, length: usize) {
     }
 }
 
+/// Counted, too.
 fn crowded() -> Answer {
+    CROWDED.inc();
     Answer::fixed(503, r#"{"error":"too many large bodies at once"}"#).with(SOON)
 }
 

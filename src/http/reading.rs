@@ -2,7 +2,7 @@
 //!
 //! A worker does one thing after the other, and Meta's largest bodies take it many milliseconds, for which all of its
 //! other connections would wait. A thread shares the cores with the workers in small slices instead; what is handed
-//! over to it and back are two buffers and a wake-up. Only signed bodies come here: nobody else can keep it busy.
+//! over to it and back are two buffers and a wake-up. Only verified bodies come here: nobody else can keep it busy.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -118,6 +118,8 @@ fn large_bodies_have_a_budget_and_small_ones_pass_beside() {
         assert_eq!(client.send(&head).code(), 100);
         client
     };
+    // its claim finds room, its body none
+    let mut late = hold(0);
     let mut holding: Vec<_> = (0..http::LARGE_BODIES_MAX / BODY_MAX).map(hold).collect();
     assert_eq!(edge.ask(post(&vec![b' '; BODY_MAX])).code, 200, "a length is only a claim");
     // more than half of each: room is made for all of it
@@ -128,7 +130,9 @@ fn large_bodies_have_a_budget_and_small_ones_pass_beside() {
     let refused = edge.ask(&head);
     assert_eq!((refused.code, refused.header("retry-after")), (503, Some("5")));
     assert_eq!(edge.ask(post(BODY.as_bytes())).code, 200);
-    drop(holding);
+    assert_eq!(late.send(vec![b'x'; BODY_MAX]).code(), 503);
+    assert_eq!(late.send(post(BODY.as_bytes())).code(), 200, "the connection goes on");
+    drop((holding, late));
     edge.wait_until("the budget is free again", |edge| edge.server.connections() == 0);
     assert_eq!(edge.ask(post(&vec![b' '; 1 << 20])).code, 200);
 }
