@@ -14,7 +14,7 @@ use crate::dispatcher::Dispatcher;
 use crate::event::{Item, Path};
 use crate::graph::{self, Graph};
 use crate::inbox::embedded::{Embedded, Tuning};
-use crate::inbox::{self, Inbox, Parser, StatusSaid};
+use crate::inbox::{self, Inbox, Keep, Parser, StatusSaid};
 use crate::ops::console::Desk;
 use crate::ops::lifecycle::Lifecycle;
 use crate::ops::{Console, metrics::Metric};
@@ -75,7 +75,8 @@ impl App {
         let on_poison = move |detail: String| drop(poisoned.try_send(End::Failed(detail)));
         let of_inbox = &config.inbox;
         let tuning = Tuning { pace: of_inbox.commit_pace, log_bytes: of_inbox.checkpoint_bytes };
-        let inbox = Embedded::open_tuned(&of_inbox.data_dir, of_inbox.retention, tuning, PARSER, on_poison)
+        let keep = Keep { finished: of_inbox.retention, memory: config.agent.history_max_age };
+        let inbox = Embedded::open_tuned(&of_inbox.data_dir, keep, tuning, PARSER, on_poison)
             .map_err(|e| fail(&e))?;
         let graph: Arc<dyn Graph> = Arc::new(graph::client::Client::new(&config.graph));
         let agent: Arc<dyn Agent> = agent::build(&config.agent).map_err(|e| fail(&e))?;

@@ -107,8 +107,8 @@ pub struct Item {
     pub kind: Kind,
     /// Where it stands.
     pub path: Path,
-    /// Meta's `timestamp` in seconds, of a change or an error `entry.time`. 0 from the parser where there is
-    /// none or it makes no sense (the inbox then takes the receive time).
+    /// Meta's `timestamp` in seconds, of a change or an error `entry.time`. 0 where there is none or it makes
+    /// no sense: the same however often it comes, so that a duplicate is one.
     pub timestamp: u64,
     /// Hash of the dedupe key: message = (phone_number_id, wamid); status = (wamid, status, recipient,
     /// timestamp); anything else, and what has no wamid = its bytes. See `webhook::unpack::key`.

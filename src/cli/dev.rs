@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A reply that comes this long after all is settled belongs to nothing.
 const SETTLED: Duration = Duration::from_millis(100);
 /// Variables of the environment that are passed on.
-const PASSED: [&str; 9] = [
+const PASSED: [&str; 10] = [
     "AGENT",
     "AGENT_URL",
     "AGENT_API_KEY",
@@ -45,6 +45,7 @@ const PASSED: [&str; 9] = [
     "AGENT_ATTEMPTS",
     "AGENT_FALLBACK_TEXT",
     "AGENT_HISTORY",
+    "AGENT_HISTORY_MAX_AGE",
 ];
 
 /// A folder that is removed when it is dropped.

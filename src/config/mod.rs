@@ -167,6 +167,8 @@ pub struct Agent {
     pub fallback_text: Option<String>,
     /// AGENT_HISTORY, default 20: how many earlier messages of the conversation are remembered; 0: none.
     pub history: usize,
+    /// AGENT_HISTORY_MAX_AGE, default 30 days: what was said before that is forgotten, within a day.
+    pub history_max_age: Duration,
 }
 
 /// Settings of the Graph client.

@@ -234,6 +234,7 @@ fn agent(vars: &mut Vars) -> Agent {
         attempts: vars.number("AGENT_ATTEMPTS", 4, 1, 100) as u32,
         fallback_text: vars.text("AGENT_FALLBACK_TEXT"),
         history: vars.number("AGENT_HISTORY", 20, 0, 200) as usize,
+        history_max_age: vars.duration("AGENT_HISTORY_MAX_AGE", 30 * DAY, MINUTE, 3650 * DAY),
     }
 }
 

@@ -23,7 +23,7 @@ use super::flights::Flights;
 use super::frames::{self, Frames};
 use super::promise::Keeper;
 use super::queue::{self, Append, Order, Queue};
-use super::retention::Retention;
+use super::retention::{Keep, Retention};
 use super::tables::{Change, REPLAYS, ReplyKey, Tables};
 use super::waker::Waker;
 use super::{Feed, Parser, ReplyState, State, TurnId};
@@ -114,7 +114,7 @@ impl Committer {
     /// Opens the book and derives what the last process left; blocks.
     pub fn open(
         data_dir: &std::path::Path,
-        retention: Duration,
+        keep: Keep,
         tuning: Tuning,
         parser: Parser,
         shared: Arc<Shared>,
@@ -132,7 +132,7 @@ impl Committer {
             instance: 0,
             shared,
             open_turns: HashMap::new(),
-            retention: Retention::new(retention),
+            retention: Retention::new(keep),
             waker: Waker::start(may::config().get_workers())
                 .map_err(|e| store::OpenError::Io(data_dir.to_owned(), e))?,
             gate,

@@ -13,6 +13,7 @@ use super::flights::Flights;
 use super::promise::promise;
 use super::queue::{Append, Order, Queue};
 use super::reader::{self, Reader};
+use super::retention::Keep;
 use super::tables::{self, Change, ReplyKey, Stored};
 use super::{
     Counts, Evidence, Feed, Inbox, NewTurn, OpenTurn, Page, Parser, Position, Refusal, Reply, ReplyState,
@@ -63,13 +64,14 @@ impl Embedded {
         parser: Parser,
         on_poison: impl Fn(String) + Send + Sync + 'static,
     ) -> Result<Arc<Self>, store::OpenError> {
-        Self::open_tuned(data_dir, retention, Tuning::default(), parser, on_poison)
+        let keep = Keep { finished: retention, memory: retention };
+        Self::open_tuned(data_dir, keep, Tuning::default(), parser, on_poison)
     }
 
-    /// The same with settings for load.
+    /// The same with settings for load, and for how long what is kept.
     pub fn open_tuned(
         data_dir: &Path,
-        retention: Duration,
+        keep: Keep,
         tuning: Tuning,
         parser: Parser,
         on_poison: impl Fn(String) + Send + Sync + 'static,
@@ -83,7 +85,7 @@ impl Embedded {
             behind: Mutex::default(),
             on_poison: Box::new(on_poison),
         });
-        let committer = Committer::open(data_dir, retention, tuning, parser, Arc::clone(&shared))?;
+        let committer = Committer::open(data_dir, keep, tuning, parser, Arc::clone(&shared))?;
         let sqlite = |e| store::OpenError::Sqlite(data_dir.join(store::FILE), e);
         let next_turn = AtomicI64::new(committer.next_turn().map_err(sqlite)?);
         let instance = committer.instance();

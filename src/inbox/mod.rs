@@ -51,6 +51,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+pub use self::retention::Keep;
 use crate::event::{Item, ItemId, Kind, Path, Recipient, Said};
 use crate::failure::{Failure, Reason};
 use crate::ops::metrics::{Counter, Family, Histogram, Metric};

@@ -1,40 +1,90 @@
 //! Removing what is finished and old, a little at a time, in the transaction that is open anyway: it costs no sync of
 //! its own, and nobody waits for it longer than [`BUDGET`] and one step.
 //!
-//! Items go by range of their timestamp, commits by range of their number once no item in them is open.
+//! Items go by range of their timestamp, commits by range of their number once no item in them is open. A round walks
+//! over all that is old once, and each step visits a bounded number of rows, whether they can go or not: changes without
+//! a time (timestamp 0) are the oldest of all for as long as they are kept.
+
+mod rows;
+mod steady;
 
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, params};
-
+use self::rows::{COMMITS, TURNS};
+use self::steady::Steady;
 use super::committer::Committer;
 use super::tables::Tables;
 use crate::clock::{self, UnixMillis};
 
 /// How long a sweep may take; it ends with the step that goes beyond.
 const BUDGET: Duration = Duration::from_micros(250);
-/// How long after a sweep the next one starts, if it removed something.
+/// How long after a sweep the next one starts, while a round is under way.
 const EVERY: Duration = Duration::from_millis(25);
-/// And if it found nothing.
+/// From the end of a round to the next one.
 const PAUSE: Duration = Duration::from_secs(60);
-/// Items of a step.
-const ITEMS: i64 = 32;
-/// Commits of a step, and their bytes, one commit aside: each page of a body is visited.
-const COMMITS: i64 = 16;
-const COMMITS_BYTES: i64 = 64 << 10;
-/// Turns of a step.
-const TURNS: i64 = 16;
+/// The conversations' memory lies by conversation and not by time: a round over it reads all of it.
+const MEMORY_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How long it is believed which commit is the first that an open item needs: to find it takes longer the more items are
+/// parked. What is put back meanwhile is at least as old as what may go.
+const NEEDED_FOR: Duration = Duration::from_secs(5);
 
-/// Where the sweep stands.
+/// How long what is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Finished items, their bodies and turns.
+    pub finished: Duration,
+    /// What was said, for the agent.
+    pub memory: Duration,
+}
+
+/// Where a walk over a table stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Walk<K> {
+    #[default]
+    Begin,
+    /// After this row.
+    After(K),
+    End,
+}
+
+impl<K> Walk<K> {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::End)
+    }
+
+    /// The next step began at `last`; `None`: there was no more.
+    fn go_on(&mut self, last: Option<K>) {
+        *self = last.map_or(Self::End, Self::After);
+    }
+}
+
+/// Where the round stands.
 pub struct Retention {
-    keep: Duration,
+    keep: Keep,
     next: Duration,
     busy: bool,
+    clock: Steady,
+    items: Walk<(i64, i64)>,
+    turns: Walk<i64>,
+    memory: Walk<(String, i64)>,
+    memory_next: Duration,
+    /// See [`NEEDED_FOR`]: until when, and the commit.
+    needed: Option<(Duration, i64)>,
 }
 
 impl Retention {
-    pub fn new(keep: Duration) -> Self {
-        Self { keep, next: Duration::ZERO, busy: false }
+    pub fn new(keep: Keep) -> Self {
+        Self {
+            keep,
+            next: Duration::ZERO,
+            busy: false,
+            clock: Steady::default(),
+            items: Walk::Begin,
+            turns: Walk::Begin,
+            memory: Walk::Begin,
+            memory_next: Duration::ZERO,
+            needed: None,
+        }
     }
 
     /// Whether a sweep is due.
@@ -42,29 +92,93 @@ impl Retention {
         at >= self.next
     }
 
-    /// When the next one is, if the last one removed something, so that more may be due.
+    /// When the next one is, if a round is under way.
     pub fn busy_at(&self) -> Option<Duration> {
         self.busy.then_some(self.next)
     }
 
     /// Removes what a moment is enough for. In a transaction.
     pub fn sweep(&mut self, tables: &Tables, now: UnixMillis) -> rusqlite::Result<()> {
-        let cutoff = now.saturating_sub(self.keep.as_millis() as u64);
-        let until = clock::monotonic() + BUDGET;
-        let newest = newest_before(tables, cutoff)?;
-        let mut removed = 0;
-        loop {
-            let items = newest.map_or(Ok(0), |newest| sweep_items(tables, cutoff, newest))?;
-            let step = items + sweep_commits(tables, cutoff)? + sweep_turns(tables, cutoff)?;
-            removed += step;
-            if step == 0 || clock::monotonic() >= until {
-                break;
-            }
+        let at = clock::monotonic();
+        if !self.clock.allows(now, at) {
+            (self.busy, self.next) = (false, at + PAUSE);
+            return Ok(());
+        }
+        let cutoff = |keep: Duration| now.saturating_sub(keep.as_millis() as u64) as i64;
+        let (finished, memory) = (cutoff(self.keep.finished), cutoff(self.keep.memory));
+        let commits = rows::newest_before(tables, &COMMITS, finished)?;
+        let turns = rows::newest_before(tables, &TURNS, finished)?;
+        let (mut removed, mut is_over) = (0, false);
+        while !is_over && clock::monotonic() < at + BUDGET {
+            let of_items = self.sweep_items(tables, finished, commits)?;
+            let of_commits = self.sweep_commits(tables, commits)?;
+            let of_turns = self.sweep_turns(tables, turns)?;
+            let of_memory = self.sweep_memory(tables, memory, at)?;
+            removed += of_items + of_commits + of_turns + of_memory;
+            is_over =
+                of_commits == 0 && self.items.is_over() && self.turns.is_over() && self.memory.is_over();
         }
         super::REMOVED.add(removed as u64);
-        self.busy = removed > 0;
-        self.next = clock::monotonic() + if self.busy { EVERY } else { PAUSE };
+        self.busy = !is_over;
+        self.next = clock::monotonic() + if is_over { PAUSE } else { EVERY };
+        if is_over {
+            (self.items, self.turns, self.memory) = (Walk::Begin, Walk::Begin, Walk::Begin);
+        }
         Ok(())
+    }
+
+    fn sweep_items(&mut self, tables: &Tables, cutoff: i64, newest: i64) -> rusqlite::Result<usize> {
+        let after = match &self.items {
+            Walk::End => return Ok(0),
+            Walk::Begin => (-1, 0),
+            Walk::After(row) => *row,
+        };
+        let (removed, last) = rows::items(tables, after, cutoff / 1000, newest)?;
+        self.items.go_on(last);
+        Ok(removed)
+    }
+
+    /// Up to the first that an open item needs or whose items are not in their table yet.
+    fn sweep_commits(&mut self, tables: &Tables, newest: i64) -> rusqlite::Result<usize> {
+        let now = clock::monotonic();
+        let needed = match self.needed {
+            Some((until, needed)) if now < until => needed,
+            _ => {
+                let needed = rows::needed(tables)?;
+                self.needed = Some((now + NEEDED_FOR, needed));
+                needed
+            }
+        };
+        rows::commits(tables, newest.min(needed - 1).min(tables.derived()? as i64))
+    }
+
+    fn sweep_turns(&mut self, tables: &Tables, newest: i64) -> rusqlite::Result<usize> {
+        let after = match &self.turns {
+            Walk::End => return Ok(0),
+            Walk::Begin => i64::MIN,
+            Walk::After(turn) => *turn,
+        };
+        let (removed, last) = rows::turns(tables, after, newest)?;
+        self.turns.go_on(last);
+        Ok(removed)
+    }
+
+    fn sweep_memory(&mut self, tables: &Tables, cutoff: i64, at: Duration) -> rusqlite::Result<usize> {
+        let after = match &self.memory {
+            Walk::End => return Ok(0),
+            Walk::Begin if at < self.memory_next => {
+                self.memory = Walk::End;
+                return Ok(0);
+            }
+            Walk::Begin => (String::new(), i64::MIN),
+            Walk::After(row) => row.clone(),
+        };
+        let (removed, last) = rows::memory(tables, &after, cutoff)?;
+        if last.is_none() {
+            self.memory_next = at + MEMORY_EVERY;
+        }
+        self.memory.go_on(last);
+        Ok(removed)
     }
 }
 
@@ -78,88 +192,4 @@ impl Committer {
         self.ensure_open()?;
         self.retention.sweep(&self.tables, clock::now())
     }
-}
-
-/// The newest commit that is older than the cutoff; commits grow with time.
-fn newest_before(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<Option<i64>> {
-    let connection = tables.connection();
-    let end = |sql: &str| {
-        connection
-            .prepare_cached(sql)?
-            .query_row([], |r| r.get::<_, Option<i64>>(0))
-            .map(Option::unwrap_or_default)
-    };
-    let first = end("SELECT min(id) FROM commits")?;
-    let (mut below, mut from) = (first - 1, end("SELECT max(id) FROM commits")? + 1);
-    let mut at =
-        connection.prepare_cached("SELECT received_ms FROM commits WHERE id >= ?1 ORDER BY id LIMIT 1")?;
-    while from - below > 1 {
-        let middle = below + (from - below) / 2;
-        let received: Option<i64> = at.query_row([middle], |r| r.get(0)).optional()?;
-        if received.is_some_and(|received| received < cutoff as i64) {
-            below = middle;
-        } else {
-            from = middle;
-        }
-    }
-    Ok((below >= first).then_some(below))
-}
-
-fn sweep_items(tables: &Tables, cutoff: UnixMillis, newest: i64) -> rusqlite::Result<usize> {
-    tables
-        .connection()
-        .prepare_cached(
-            "DELETE FROM items WHERE (timestamp, key) IN
-             (SELECT timestamp, key FROM items WHERE timestamp < ?1 AND state > 2 AND commit_id <= ?2 LIMIT ?3)",
-        )?
-        .execute(params![cutoff as i64 / 1000, newest, ITEMS])
-}
-
-/// Commits older than the cutoff, up to the first that an open item needs or whose items are not in their table yet.
-fn sweep_commits(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize> {
-    let oldest: Option<(i64, i64)> = tables
-        .connection()
-        .prepare_cached("SELECT id, received_ms FROM commits ORDER BY id LIMIT 1")?
-        .query_row([], |r| Ok((r.get(0)?, r.get(1)?)))
-        .optional()?;
-    if oldest.is_none_or(|(_, at)| at >= cutoff as i64) {
-        return Ok(0);
-    }
-    let needed: Option<i64> = tables
-        .connection()
-        .prepare_cached("SELECT min(commit_id) FROM items INDEXED BY items_open WHERE state < 2")?
-        .query_row([], |r| r.get(0))?;
-    let end = needed.unwrap_or(i64::MAX).min(tables.derived()? as i64 + 1);
-    let mut oldest = tables.connection().prepare_cached(
-        "SELECT id, received_ms, length(bodies) FROM commits WHERE id < ?1 ORDER BY id LIMIT ?2",
-    )?;
-    let mut rows = oldest.query(params![end, COMMITS])?;
-    let (mut last, mut bytes) = (None, 0);
-    while let Some(row) = rows.next()? {
-        if row.get::<_, i64>(1)? >= cutoff as i64 || bytes >= COMMITS_BYTES {
-            break;
-        }
-        last = Some(row.get::<_, i64>(0)?);
-        bytes += row.get::<_, i64>(2)?;
-    }
-    drop(rows);
-    let Some(last) = last else { return Ok(0) };
-    tables.connection().prepare_cached("DELETE FROM commits WHERE id <= ?1")?.execute([last])
-}
-
-fn sweep_turns(tables: &Tables, cutoff: UnixMillis) -> rusqlite::Result<usize> {
-    let old = "SELECT id FROM (SELECT id, state, stored_ms FROM turns ORDER BY id LIMIT ?2)
-               WHERE state = 1 AND stored_ms < ?1";
-    let connection = tables.connection();
-    let last: Option<i64> =
-        connection.prepare_cached("SELECT max(id) FROM turns")?.query_row([], |r| r.get(0))?;
-    if let Some(last) = last {
-        tables.set_last_turn(last)?;
-    }
-    connection
-        .prepare_cached(&format!("DELETE FROM replies WHERE turn IN ({old})"))?
-        .execute(params![cutoff as i64, TURNS])?;
-    connection
-        .prepare_cached(&format!("DELETE FROM turns WHERE id IN ({old})"))?
-        .execute(params![cutoff as i64, TURNS])
 }

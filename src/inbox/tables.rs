@@ -68,7 +68,7 @@ pub struct Tables {
 impl Tables {
     pub fn new(mut connection: Connection, log_bytes: u64) -> rusqlite::Result<Self> {
         store::take_over(&connection)?;
-        connection.set_prepared_statement_cache_capacity(64);
+        connection.set_prepared_statement_cache_capacity(128);
         let fold = Fold::watch(&mut connection, log_bytes)?;
         Ok(Self { connection, fold })
     }

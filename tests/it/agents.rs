@@ -133,6 +133,7 @@ fn config(kind: AgentKind, url: &str) -> config::Agent {
         attempts: 4,
         fallback_text: None,
         history: 20,
+        history_max_age: Duration::from_secs(30 * 24 * 3600),
     }
 }
 

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use whatsapp_webhook::clock;
 use whatsapp_webhook::event::{Item, ItemId, Kind, Path, Recipient, Role, Said, hash64};
 use whatsapp_webhook::failure::Reason;
-use whatsapp_webhook::inbox::embedded::Embedded;
+use whatsapp_webhook::inbox::embedded::{Embedded, Tuning};
 use whatsapp_webhook::inbox::{
-    Evidence, Feed, Inbox, NewTurn, OpenTurn, Parser, Position, Refusal, ReplyState, State, StatusSaid, Work,
+    Evidence, Feed, Inbox, Keep, NewTurn, OpenTurn, Parser, Position, Refusal, ReplyState, State, StatusSaid,
+    Work,
 };
 use whatsapp_webhook::store;
 

@@ -141,6 +141,59 @@ fn finished_items_and_bodies_go_after_the_retention_and_open_ones_stay() {
     assert_eq!(text(&page.works[0]), "m bert b1 100");
 }
 
+/// None of what stays for good reason, or by a clock that was wrong, is in the way of what is old behind it.
+#[test]
+fn retention_passes_by_what_has_to_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let connection = store::open(folder.path()).expect("opens");
+    let now = clock::now();
+    let (day, next_year) = (24 * 3_600_000, now + 365 * 24 * 3_600_000);
+    let recent = now - day;
+    connection
+        .execute_batch(&format!(
+            "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 100)
+             -- the first commits of a clock that was ahead, then old ones, then new ones
+             INSERT INTO commits SELECT i, iif(i <= 20, {next_year}, iif(i <= 90, 1000, {recent})), x'', x'' FROM s;
+             INSERT INTO meta VALUES ('derived_commit', 100);
+             -- changes without a time: three in four came lately
+             WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 2000)
+             INSERT INTO items (timestamp, key, kind, state, number, conversation, commit_id, body, entry, change, nth)
+             SELECT 0, i, 10, 3, 7, 0, iif(i % 4 = 0, 50, 95), 0, 0, 0, 0 FROM s
+             UNION ALL SELECT 1, i, 2, 3, 7, 0, 50, 0, 0, 0, 0 FROM s;
+             -- turns that never ended, then closed ones
+             WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 60)
+             INSERT INTO turns SELECT i, i > 40, 7, 7, '1', 0, '1', 's', 1000, x'' FROM s;
+             WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 200)
+             INSERT INTO memory SELECT 'session ' || (i / 3), i, 0, 'hello', iif(i % 2, 1000, {recent}) FROM s;"
+        ))
+        .expect("inserted");
+    let keep =
+        Keep { finished: Duration::from_secs(2 * 24 * 3600), memory: Duration::from_secs(30 * 24 * 3600) };
+    let inbox =
+        Embedded::open_tuned(folder.path(), keep, Tuning::default(), TOY, |why| panic!("poisoned: {why}"))
+            .expect("opens");
+    let count = |sql: &str| connection.query_row(sql, [], |r| r.get::<_, i64>(0)).expect("counted");
+    let counts = || {
+        [
+            "SELECT count(*) FROM commits",
+            "SELECT count(*) FROM items WHERE timestamp = 0",
+            "SELECT count(*) FROM items WHERE timestamp = 1",
+            "SELECT count(*) FROM turns",
+            "SELECT count(*) FROM memory",
+        ]
+        .map(count)
+    };
+    let expected = [10, 1500, 0, 40, 100];
+    for _ in 0..200 {
+        if counts() == expected {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(counts(), expected, "commits, timeless items, others, turns, memory");
+    inbox.close().expect("closed");
+}
+
 /// Nothing to do but to remove: the committer sleeps between two sweeps.
 #[test]
 fn retention_that_has_work_does_not_keep_the_committer_awake() {
