@@ -42,7 +42,7 @@ pub const NUMBER_ITEMS_MAX: usize = 2_000;
 pub const NUMBER_ITEMS_MIN: usize = 64;
 /// Works that wait in memory, over all numbers. Near it the share of a number shrinks to
 /// [`NUMBER_ITEMS_MIN`]; at twice this value (possible only with more than 700 numbers behind at once)
-/// nothing more is taken.
+/// a number that has none takes one.
 pub const ITEMS_MAX: usize = 50_000;
 /// Bytes of bodies in memory, waiting or running, over all numbers; above it a number keeps one work at a
 /// time.

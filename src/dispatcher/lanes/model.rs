@@ -364,7 +364,7 @@ impl World {
         assert!(gauges.running <= LIMITS.max_turns);
         let came_back = LIMITS.max_turns * LIMITS.turn_items_max;
         let retried: usize = self.retries.values().map(Vec::len).sum();
-        assert!(gauges.waiting <= LIMITS.items_max + retried.max(came_back), "{gauges:?}");
+        assert!(gauges.waiting <= LIMITS.items_max + retried.max(came_back) + NUMBERS as usize, "{gauges:?}");
         for id in 0..NUMBERS {
             let waiting = self.lanes.numbers.get(&id).map_or(0, |n| n.waiting);
             assert!(waiting <= LIMITS.number_items_max + retried, "{waiting} wait");

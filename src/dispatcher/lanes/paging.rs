@@ -189,7 +189,9 @@ impl Lanes {
             return 0;
         }
         let used = self.waiting + self.reserved;
-        self.share().saturating_sub(waiting).min((limits.items_max * 2).saturating_sub(used))
+        // what held numbers keep may fill the memory for hours: whoever has nothing in it takes one work at a time
+        let free = (limits.items_max * 2).saturating_sub(used).max(usize::from(waiting == 0));
+        self.share().saturating_sub(waiting).min(free)
     }
 
     /// Works that any one number may keep waiting now: the less is free, the fewer.
