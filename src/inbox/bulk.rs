@@ -11,7 +11,9 @@ use crate::event::ItemId;
 /// Items of a slice, at least.
 const SLICE_MIN: usize = 256;
 /// A bulk takes at most so many slices: what arrives meanwhile is the next one, which can't grow beyond so many commits.
-const SLICES_MAX: usize = 8;
+const SLICES_MAX: usize = 32;
+/// The same where somebody waits for an answer.
+const FRESH_SLICES_MAX: usize = 8;
 
 /// See the module.
 #[derive(Default)]
@@ -48,12 +50,13 @@ impl Bulk {
 
     /// How many items the next slice has. All that are left, if so much waits behind them that it would only grow.
     pub fn slice(&self, waiting: &Deferred) -> usize {
-        if waiting.is_full() { usize::MAX } else { SLICE_MIN.max(self.order.len().div_ceil(SLICES_MAX)) }
+        let most = if self.deferred.has_answerable() { FRESH_SLICES_MAX } else { SLICES_MAX };
+        if waiting.is_full() { usize::MAX } else { SLICE_MIN.max(self.order.len().div_ceil(most)) }
     }
 
     /// Empties it, and keeps room for the next one.
     pub fn clear(&mut self) {
-        let most = 4 * SLICE_MIN * SLICES_MAX;
+        let most = 2 * SLICE_MIN * SLICES_MAX;
         self.deferred.clear();
         self.order.clear();
         self.order.shrink_to(most);

@@ -20,7 +20,7 @@ use super::counters::Counters;
 use super::deferred::Deferred;
 use super::embedded::Tuning;
 use super::flights::Flights;
-use super::frames::{self, Frames};
+use super::frames::Frames;
 use super::promise::Keeper;
 use super::queue::{self, Append, Order, Queue};
 use super::retention::{Keep, Retention};
@@ -305,7 +305,7 @@ impl Committer {
     }
 
     /// After the commit: wake all who waited.
-    fn tell(&mut self, group: &mut Group, stored: Option<(u64, usize)>, received_ms: u64) {
+    fn tell(&mut self, group: &mut Group, stored: Option<u64>, received_ms: u64) {
         let keepers = group.keepers.len();
         for keeper in group.keepers.drain(..) {
             keeper.keep(());
@@ -314,25 +314,21 @@ impl Committer {
             keeper.keep(self.next_commit - 1 - u64::from(stored.is_some()));
         }
         self.last_group = keepers;
-        let Some((commit, mut start)) = stored else { return };
+        let Some(commit) = stored else { return };
         std::mem::swap(&mut *self.shared.in_commit.lock(), &mut group.appends);
         let was_empty = self.deferred.is_empty();
         let bytes: usize = group.appends.iter().map(|append| append.body.len()).sum();
         for (nth, append) in group.appends.iter_mut().enumerate() {
-            start = self.deferred.add(commit, nth, append, received_ms, start);
+            self.deferred.add(commit, nth, append, received_ms);
         }
         self.last_group += group.appends.len().max(bytes / LOAD_BYTES);
         self.deferred.began(was_empty, self.last_commit_at);
         self.waker.tell(&mut group.appends);
     }
 
-    /// One row for all of them, or for the first ones if they are too many bytes: its number, and where its bytes begin
-    /// among the deferred ones. Until the commit is done they are where the look-out for late ones finds them.
-    fn store_bodies(
-        &mut self,
-        appends: &mut Vec<Append>,
-        received_ms: u64,
-    ) -> rusqlite::Result<Option<(u64, usize)>> {
+    /// One row for all of them, or for the first ones if they are too many bytes: its number. Until the commit is done they
+    /// are where the look-out for late ones finds them.
+    fn store_bodies(&mut self, appends: &mut Vec<Append>, received_ms: u64) -> rusqlite::Result<Option<u64>> {
         if appends.is_empty() {
             return Ok(None);
         }
@@ -341,15 +337,12 @@ impl Committer {
             *self.shared.behind.lock() = rest;
         }
         let bodies = appends.iter().map(|append| (append.body.as_slice(), append.app));
-        let small = bodies.clone().map(|(body, _)| body).filter(|body| !frames::is_large(body));
-        let start = self.deferred.add_bytes(small);
-        self.frames.lay_out(bodies, self.deferred.bytes_from(start));
+        self.frames.lay_out(bodies);
         std::mem::swap(&mut *self.shared.in_commit.lock(), appends);
         let commit = self.next_commit;
         self.next_commit += 1;
-        let bodies = self.frames.bodies(self.deferred.bytes_from(start));
-        self.tables.insert_commit(commit, received_ms, self.frames.bounds(), bodies)?;
-        Ok(Some((commit, start)))
+        self.tables.insert_commit(commit, received_ms, self.frames.bounds(), self.frames.bodies())?;
+        Ok(Some(commit))
     }
 
     pub(super) fn ensure_open(&mut self) -> rusqlite::Result<()> {

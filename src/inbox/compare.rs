@@ -3,7 +3,9 @@
 //! A redelivered body of 1,000 items asks 1,000 times, so each body is read, compared and taken apart once in a
 //! derivation.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::Parser;
 use super::derive::Body;
@@ -18,11 +20,17 @@ type ByItem = HashMap<(Kind, Path), Option<Vec<u8>>>;
 /// What was read so far; for one derivation.
 #[derive(Default)]
 pub struct Compare {
-    /// Keys of the bodies that are derived, by their number.
-    ours: HashMap<u32, ByItem>,
+    /// Of the bodies that are derived, by their number.
+    ours: HashMap<u32, Ours>,
     /// By commit and body; `None`: retention removed it.
     stored: HashMap<(u64, u32), Option<Stored>>,
     bytes: usize,
+}
+
+struct Ours {
+    /// If they were in the store only.
+    read: Option<Vec<u8>>,
+    keys: Option<ByItem>,
 }
 
 struct Stored {
@@ -33,7 +41,7 @@ struct Stored {
 }
 
 impl Compare {
-    /// Whether `item` of `body`, which is number `nth`, is the one that is stored at `place`. If that one's body is
+    /// Whether `item` of `body`, which is number `nth`, is the one that is stored at `place`. If one of the bodies is
     /// gone, the hash decides.
     pub fn is_same(
         &mut self,
@@ -44,29 +52,38 @@ impl Compare {
         place: Place,
     ) -> rusqlite::Result<bool> {
         let Some(kind) = place.kind.filter(|kind| *kind == item.kind) else { return Ok(false) };
-        let Some(stored) = self.stored(tables, place)? else { return Ok(true) };
-        if place.path == item.path && stored.equals(nth, body.bytes) {
+        self.read(tables, (nth, body), place)?;
+        let stored = self.stored.get_mut(&(place.commit, place.body)).and_then(Option::as_mut);
+        let (Some(ours), Some(stored)) = (self.ours.get_mut(&nth), stored) else { return Ok(true) };
+        let Some(bytes) = body.bytes.or(ours.read.as_deref()) else { return Ok(true) };
+        if place.path == item.path && stored.equals(nth, bytes) {
             return Ok(true);
         }
-        let theirs = stored.key(parser, kind, place.path).cloned();
-        let ours = self.ours.entry(nth).or_insert_with(|| keys_of(parser, body.bytes, body.items));
+        let theirs = stored.key(parser, kind, place.path);
+        let ours = ours.keys.get_or_insert_with(|| keys_of(parser, bytes, body.items));
         let ours = ours.get(&(item.kind, item.path)).and_then(Option::as_ref);
-        Ok(ours.is_none() || theirs.is_none() || ours == theirs.as_ref())
+        Ok(ours.is_none() || theirs.is_none() || ours == theirs)
     }
 
-    fn stored(&mut self, tables: &Tables, place: Place) -> rusqlite::Result<Option<&mut Stored>> {
-        let id = (place.commit, place.body);
-        if !self.stored.contains_key(&id) {
-            if self.bytes > BYTES_MAX {
-                self.stored.clear();
-                self.bytes = 0;
-            }
+    /// Reads both bodies, if they are not in memory.
+    fn read(&mut self, tables: &Tables, (nth, body): (u32, &Body<'_>), place: Place) -> rusqlite::Result<()> {
+        if self.bytes > BYTES_MAX {
+            self.stored.clear();
+            self.ours.clear();
+            self.bytes = 0;
+        }
+        if let Entry::Vacant(vacant) = self.ours.entry(nth) {
+            let read = if body.bytes.is_some() { None } else { body.read(tables)?.map(Cow::into_owned) };
+            self.bytes += read.as_ref().map_or(0, Vec::len);
+            vacant.insert(Ours { read, keys: None });
+        }
+        if let Entry::Vacant(vacant) = self.stored.entry((place.commit, place.body)) {
             let found = tables::body(tables.connection(), place.commit, place.body)?;
             let stored = found.map(|(bytes, _, _)| Stored { bytes, equals: None, keys: None });
             self.bytes += stored.as_ref().map_or(0, |stored| stored.bytes.len());
-            self.stored.insert(id, stored);
+            vacant.insert(stored);
         }
-        Ok(self.stored.get_mut(&id).and_then(Option::as_mut))
+        Ok(())
     }
 }
 

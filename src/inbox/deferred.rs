@@ -3,21 +3,28 @@
 //! An item costs a third as much when thousands of them go into the table together, sorted, as when each commit
 //! brings its own few: they share pages of the index, and each page is written twice (log and file). What nobody waits
 //! for can wait: statuses up to [`OPEN_MAX`], messages up to [`FRESH_MAX`] under load and not at all otherwise, since
-//! the dispatcher gets them once they are known to be new. Bounded by items and bytes; what a crash loses of it is
-//! derived again from the bodies.
+//! the dispatcher gets them once they are known to be new. Their bodies are held meanwhile, those of statuses not: few are
+//! asked for again, and are read back then. Bounded by items and bytes; what a crash loses of it is derived again from the
+//! bodies.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use memchr::memmem::Finder;
 
 use super::committer::OPEN_MAX;
 use super::derive::Body;
 use super::frames;
 use super::queue::Append;
 use crate::clock::UnixMillis;
-use crate::event::Item;
+use crate::event::{Item, Kind};
 
-/// So many items go into their table at the latest.
-const ITEMS_MAX: usize = 2_000;
+/// So many items go into their table at the latest: the more at once, the more share a page. At 90,000 statuses a second
+/// 8,000 write half of what 2,000 do.
+const ITEMS_MAX: usize = 8_000;
+/// Beyond so many, what is under way is hurried.
+const ITEMS_FULL: usize = 2 * ITEMS_MAX;
 /// Bodies of so many bytes are held at most (one commit more).
 const BYTES_MAX: usize = 8 << 20;
 /// Under load, how long an answerable item waits for others, from the begin of its commit.
@@ -26,10 +33,11 @@ const FRESH_MAX: Duration = Duration::from_millis(2);
 /// See the module.
 #[derive(Default)]
 pub struct Deferred {
+    /// Small bodies that are held, end to end.
     bytes: Vec<u8>,
     bodies: Vec<Placed>,
     items: Vec<Item>,
-    /// Of all bodies.
+    /// Bytes of all bodies that are held.
     held: usize,
     /// Since when the oldest waits.
     since: Duration,
@@ -42,25 +50,18 @@ struct Placed {
     app: u64,
     received_ms: UnixMillis,
     bytes: Bytes,
+    mentions_failed: bool,
     items: Range<usize>,
 }
 
 /// Where a body's bytes are.
-pub enum Bytes {
-    /// Among those that [`Deferred::add_bytes`] added.
+enum Bytes {
+    /// In the store only: nothing in it goes to the dispatcher, and what else is asked of it is seldom asked.
+    Stored,
+    /// Among [`Deferred::bytes`].
     Shared(Range<usize>),
     /// A large body's own: nobody copies it.
     Own(Vec<u8>),
-}
-
-impl Bytes {
-    /// In memory.
-    fn len(&self) -> usize {
-        match self {
-            Self::Shared(range) => range.len(),
-            Self::Own(bytes) => bytes.capacity(),
-        }
-    }
 }
 
 impl Deferred {
@@ -69,9 +70,14 @@ impl Deferred {
         self.bodies.is_empty()
     }
 
-    /// Whether more bytes wait than should.
+    /// Whether more waits than should.
     pub fn is_full(&self) -> bool {
-        self.held >= BYTES_MAX
+        self.held >= BYTES_MAX || self.items.len() >= ITEMS_FULL
+    }
+
+    /// Whether something in it is to be answered.
+    pub fn has_answerable(&self) -> bool {
+        self.has_answerable
     }
 
     /// When the oldest has waited long enough.
@@ -88,54 +94,49 @@ impl Deferred {
             || self.due_at().is_some_and(|at| now >= at)
     }
 
-    /// Adds a commit's bodies end to end, before it is stored; returns where they begin. Large ones are none of them.
-    pub fn add_bytes<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) -> usize {
-        let start = self.bytes.len();
-        bodies.for_each(|body| self.bytes.extend_from_slice(body));
-        start
-    }
-
-    /// What [`Deferred::add_bytes`] added.
-    pub fn bytes_from(&self, start: usize) -> &[u8] {
-        &self.bytes[start..]
-    }
-
-    /// Notes the body of a stored commit whose bytes begin at `start`, unless it is a large one: then it takes them.
-    /// Returns where they end.
-    pub fn add(
-        &mut self,
-        commit: u64,
-        nth: usize,
-        append: &mut Append,
-        received_ms: UnixMillis,
-        start: usize,
-    ) -> usize {
-        let (bytes, end) = if frames::is_large(&append.body) {
-            (Bytes::Own(std::mem::take(&mut append.body)), start)
-        } else {
-            let end = start + append.body.len();
-            (Bytes::Shared(start..end), end)
+    /// Adds a body of a commit that is stored. Takes its bytes if they are many and to be held.
+    pub fn add(&mut self, commit: u64, nth: usize, append: &mut Append, received_ms: UnixMillis) {
+        let of_body = Placed::new(commit, nth, append.app, received_ms, &append.body, &append.items);
+        let is_held = append.items.iter().any(|item| item.kind.is_answered());
+        let bytes = match is_held {
+            false => Bytes::Stored,
+            true if frames::is_large(&append.body) => Bytes::Own(std::mem::take(&mut append.body)),
+            true => self.share(&append.body),
         };
-        self.place(commit, nth, append.app, received_ms, bytes, &append.items);
-        end
+        self.place(Placed { bytes, ..of_body }, &append.items);
     }
 
     /// The same for a body that was read back.
-    pub fn place(
+    pub fn add_read(
         &mut self,
         commit: u64,
         nth: usize,
         app: u64,
         received_ms: UnixMillis,
-        bytes: Bytes,
+        body: &[u8],
         items: &[Item],
     ) {
-        self.held += bytes.len();
+        let of_body = Placed::new(commit, nth, app, received_ms, body, items);
+        let bytes = self.share(body);
+        self.place(Placed { bytes, ..of_body }, items);
+    }
+
+    fn share(&mut self, body: &[u8]) -> Bytes {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(body);
+        Bytes::Shared(start..self.bytes.len())
+    }
+
+    fn place(&mut self, placed: Placed, items: &[Item]) {
+        self.held += match &placed.bytes {
+            Bytes::Stored => 0,
+            Bytes::Shared(range) => range.len(),
+            Bytes::Own(bytes) => bytes.capacity(),
+        };
         let first = self.items.len();
         self.items.extend_from_slice(items);
         self.has_answerable |= items.iter().any(|item| item.kind.is_answered());
-        let items = first..self.items.len();
-        self.bodies.push(Placed { commit, nth: nth as u32, app, received_ms, bytes, items });
+        self.bodies.push(Placed { items: first..self.items.len(), ..placed });
     }
 
     /// The wait begins, if it has not.
@@ -167,9 +168,11 @@ impl Deferred {
             app: placed.app,
             received_ms: placed.received_ms,
             bytes: match &placed.bytes {
-                Bytes::Shared(range) => &self.bytes[range.clone()],
-                Bytes::Own(bytes) => bytes,
+                Bytes::Stored => None,
+                Bytes::Shared(range) => Some(&self.bytes[range.clone()]),
+                Bytes::Own(bytes) => Some(bytes),
             },
+            mentions_failed: placed.mentions_failed,
             items: &self.items[placed.items.clone()],
         }
     }
@@ -185,4 +188,26 @@ impl Deferred {
         self.items.shrink_to(2 * ITEMS_MAX);
         self.has_answerable = false;
     }
+}
+
+impl Placed {
+    /// Without its bytes and its items.
+    fn new(commit: u64, nth: usize, app: u64, received_ms: UnixMillis, body: &[u8], items: &[Item]) -> Self {
+        let names_reply = items.iter().any(|item| item.kind == Kind::Status && item.conversation != 0);
+        Self {
+            commit,
+            nth: nth as u32,
+            app,
+            received_ms,
+            bytes: Bytes::Stored,
+            mentions_failed: names_reply && mentions_failed(body),
+            items: 0..0,
+        }
+    }
+}
+
+/// Cheap: whether it pays to read the statuses of a body that names a reply which is not in flight.
+fn mentions_failed(body: &[u8]) -> bool {
+    static FAILED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"failed\""));
+    FAILED.find(body).is_some()
 }

@@ -3,17 +3,16 @@
 //! Runs in transactions after the one that stored the bodies. A key that is there already is a duplicate, once the
 //! texts of the keys are compared: two keys of one hash get two rows (the second one's key is counted up).
 
-use std::sync::{Arc, LazyLock};
-
-use memchr::memmem::Finder;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::bulk::Bulk;
 use super::committer::{Committer, PACED_GROUP_MIN};
 use super::compare::Compare;
-use super::deferred::{Bytes, Deferred};
+use super::deferred::Deferred;
 use super::frames::Bounds;
 use super::insert::{self, Insert, Row};
-use super::tables::{self, ReplyKey};
+use super::tables::{self, ReplyKey, Tables};
 use super::{Evidence, Position, ReplyState, StatusSaid, Work};
 use crate::clock::{self, UnixMillis};
 use crate::event::{Item, ItemId, Kind, Path, hash64};
@@ -28,8 +27,22 @@ pub struct Body<'a> {
     pub nth: u32,
     pub app: u64,
     pub received_ms: UnixMillis,
-    pub bytes: &'a [u8],
+    /// `None`: they are in the store only, see [`Body::read`].
+    pub bytes: Option<&'a [u8]>,
+    /// It names a reply, and says `failed` somewhere.
+    pub mentions_failed: bool,
     pub items: &'a [Item],
+}
+
+impl<'a> Body<'a> {
+    /// Its bytes, from the store if need be; `None`: they can't be read, which the log tells.
+    pub fn read(&self, tables: &Tables) -> rusqlite::Result<Option<Cow<'a, [u8]>>> {
+        if let Some(bytes) = self.bytes {
+            return Ok(Some(Cow::Borrowed(bytes)));
+        }
+        let stored = tables::body(tables.connection(), self.commit, self.nth)?;
+        Ok(stored.map(|(bytes, _, _)| Cow::Owned(bytes)))
+    }
 }
 
 impl Committer {
@@ -127,7 +140,7 @@ impl Committer {
             let item = &body.items[i as usize];
             let bytes = match &shared {
                 Some((of, bytes)) if *of == b => Arc::clone(bytes),
-                _ => Arc::from(body.bytes),
+                _ => Arc::from(body.read(&self.tables)?.unwrap_or_default()),
             };
             shared = Some((b, Arc::clone(&bytes)));
             fresh.push(Work {
@@ -174,18 +187,18 @@ impl Committer {
 
     /// Statuses of one body may settle sends of unknown outcome, or tell that what was accepted was not delivered.
     fn statuses(&mut self, body: &Body<'_>, which: &[(u32, u32)]) -> rusqlite::Result<()> {
-        let mentions_failed = mentions_failed(body.bytes);
         let named = |item: &Item| self.flights.find(item.conversation, item.number);
         let items = which.iter().map(|(_, i)| &body.items[*i as usize]);
         let wanted: Vec<(&Item, Option<ReplyKey>)> = items
             .map(|item| (item, named(item)))
-            .filter(|(_, named)| named.is_some() || mentions_failed)
+            .filter(|(_, named)| named.is_some() || body.mentions_failed)
             .collect();
         if wanted.is_empty() {
             return Ok(());
         }
         let paths: Vec<Path> = wanted.iter().map(|(item, _)| item.path).collect();
-        let said = (self.parser.statuses)(body.bytes, &paths);
+        let Some(bytes) = body.read(&self.tables)? else { return Ok(()) };
+        let said = (self.parser.statuses)(&bytes, &paths);
         for ((item, named), said) in wanted.into_iter().zip(said) {
             if let Some(said) = said {
                 self.status(item, named, &said)?;
@@ -256,7 +269,6 @@ impl Committer {
             tables::tell_damaged(commit);
         }
         let mut deferred = Deferred::default();
-        deferred.add_bytes(std::iter::once(blob.as_slice()));
         let mut items = Vec::new();
         for (nth, (body, app)) in bounds.bodies().enumerate() {
             let body = body.start.min(blob.len())..body.end.min(blob.len());
@@ -267,7 +279,7 @@ impl Committer {
             } else {
                 (self.parser.items)(&blob[body.clone()], &mut items);
             }
-            deferred.place(commit, nth, app, at as u64, Bytes::Shared(body), &items);
+            deferred.add_read(commit, nth, app, at as u64, &blob[body], &items);
         }
         let mut bulk = Bulk::default();
         bulk.take(&mut deferred);
@@ -286,10 +298,4 @@ fn lost(commit: u64, nth: u32, received_ms: UnixMillis) -> Item {
         number: 0,
         conversation: 0,
     }
-}
-
-/// Cheap: whether it pays to read the statuses of a body that names a reply which is not in flight.
-fn mentions_failed(body: &[u8]) -> bool {
-    static FAILED: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"failed\""));
-    FAILED.find(body).is_some()
 }

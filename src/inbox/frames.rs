@@ -40,14 +40,23 @@ pub struct Frames {
     bounds: Vec<u8>,
     bodies: Vec<u8>,
     is_packed: bool,
+    /// The bodies that are not large, end to end.
+    small: Vec<u8>,
     table: CompressTable,
     /// Where a frame is made.
     room: Vec<u8>,
 }
 
 impl Frames {
-    /// Lays out a commit's bodies, each with its app. `small`: those that are not large, end to end.
-    pub fn lay_out<'a>(&mut self, bodies: impl Iterator<Item = (&'a [u8], u64)> + Clone, small: &[u8]) {
+    /// Lays out a commit's bodies, each with its app.
+    pub fn lay_out<'a>(&mut self, bodies: impl Iterator<Item = (&'a [u8], u64)> + Clone) {
+        let mut small = std::mem::take(&mut self.small);
+        small.clear();
+        small.shrink_to(KEPT);
+        bodies
+            .clone()
+            .filter(|(body, _)| !is_large(body))
+            .for_each(|(body, _)| small.extend_from_slice(body));
         self.bounds.clear();
         self.bounds.shrink_to(KEPT);
         self.bodies.clear();
@@ -57,7 +66,7 @@ impl Frames {
         self.is_packed = bodies.clone().map(|(body, _)| body.len()).sum::<usize>() >= PACK_MIN;
         if self.is_packed {
             push(&mut self.bounds, PACKED, 0);
-            let (mut of_frame, mut rest) = (0, small);
+            let (mut of_frame, mut rest) = (0, small.as_slice());
             for (body, _) in bodies.clone() {
                 if of_frame >= FRAME_BYTES || (is_large(body) && of_frame > 0) {
                     rest = self.frame_of(rest, of_frame);
@@ -70,6 +79,7 @@ impl Frames {
             self.bounds[4..RECORD].copy_from_slice(&count.to_le_bytes());
         }
         bodies.for_each(|(body, app)| push(&mut self.bounds, body.len() as u32, app));
+        self.small = small;
     }
 
     /// The column `bounds`.
@@ -77,9 +87,9 @@ impl Frames {
         &self.bounds
     }
 
-    /// The column `bodies`; `small` as it was for [`Frames::lay_out`].
-    pub fn bodies<'b>(&'b self, small: &'b [u8]) -> &'b [u8] {
-        if self.is_packed { &self.bodies } else { small }
+    /// The column `bodies`.
+    pub fn bodies(&self) -> &[u8] {
+        if self.is_packed { &self.bodies } else { &self.small }
     }
 
     /// A frame of the first `length` bytes; returns the rest.
@@ -246,9 +256,8 @@ mod tests {
 
     /// `bounds` and `bodies`, as `frames` lays them out.
     fn laid_out(frames: &mut Frames, bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
-        let small = bodies.iter().filter(|body| !is_large(body)).flatten().copied().collect::<Vec<_>>();
-        frames.lay_out(bodies.iter().enumerate().map(|(nth, body)| (&body[..], nth as u64)), &small);
-        (frames.bounds().to_vec(), frames.bodies(&small).to_vec())
+        frames.lay_out(bodies.iter().enumerate().map(|(nth, body)| (&body[..], nth as u64)));
+        (frames.bounds().to_vec(), frames.bodies().to_vec())
     }
 
     fn columns(bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {

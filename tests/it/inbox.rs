@@ -43,11 +43,11 @@ fn items(body: &[u8], out: &mut Vec<Item>) {
                 number: NUMBER,
                 conversation: hash64(&[conversation.as_bytes()]),
             },
-            ["s", reply, _] => Item {
+            ["s", reply, id] => Item {
                 kind: Kind::Status,
                 path,
                 timestamp: 1,
-                key: hash64(&[line.as_bytes()]),
+                key: hash64(&[if id.starts_with("same") { b"same" } else { line.as_bytes() }]),
                 number: NUMBER,
                 conversation: hash64(&[reply.as_bytes()]),
             },
@@ -180,6 +180,28 @@ fn two_keys_of_one_hash_are_two_items() {
     assert_eq!(text(&two), "m anna same2 100");
     assert_ne!(one.id, two.id);
     nothing_more(&received);
+}
+
+/// Bodies of statuses are not held until their items are in the table: they are read back to be compared.
+#[test]
+fn two_statuses_of_one_hash_are_two_items_and_a_duplicate_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, _received) = open(folder.path());
+    let count = || {
+        inbox.open_numbers().expect("flushed");
+        let connection = store::open_read_only(folder.path()).expect("opens");
+        connection.query_row("SELECT count(*) FROM items", [], |r| r.get::<_, i64>(0)).expect("counted")
+    };
+    for (body, items) in [
+        ("s r1 same1", 1),
+        ("s r2 same2", 2),
+        ("s r1 same1", 2),
+        ("s r3 other\ns r2 same2\ns r1 same1", 3),
+        ("s r4 same4\ns r4 same4", 4),
+    ] {
+        put(&inbox, body);
+        assert_eq!(count(), items, "{body}");
+    }
 }
 
 #[test]
