@@ -9,6 +9,7 @@
 
 mod split;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
@@ -50,6 +51,8 @@ pub enum LimitError {
     TooLong(&'static str, usize),
     /// Must have at least one character or piece.
     Empty(&'static str),
+    /// Must be another one each time.
+    Twice(&'static str),
 }
 
 impl fmt::Display for LimitError {
@@ -58,6 +61,7 @@ impl fmt::Display for LimitError {
             Self::Shape(what) => write!(f, "not a message body: {what}"),
             Self::TooLong(what, limit) => write!(f, "{what} is above the limit of {limit}"),
             Self::Empty(what) => write!(f, "{what} is empty"),
+            Self::Twice(what) => write!(f, "{what} is there twice"),
         }
     }
 }
@@ -155,23 +159,25 @@ struct Row {
 pub fn check(body: &RawValue) -> Result<(), LimitError> {
     let text = body.get();
     let parsed: Body<'_> = serde_json::from_str(text).map_err(|_| LimitError::Shape("not an object"))?;
-    let Some(kind) = parsed.r#type.as_deref().filter(|kind| !kind.is_empty()) else {
+    // Meta's default for a message without a type
+    let default = parsed.text.map(|_| "text");
+    let Some(kind) = parsed.r#type.as_deref().or(default).filter(|kind| !kind.is_empty()) else {
         return Err(LimitError::Shape("no type"));
     };
     match kind {
         "text" => check_text(parsed.text),
         "image" => check_media(parsed.image),
         "video" => check_media(parsed.video),
-        "audio" => check_media(parsed.audio),
+        "audio" => check_media(parsed.audio).and_then(|()| check_no_caption(parsed.audio)),
         "document" => check_media(parsed.document),
-        "sticker" => check_media(parsed.sticker),
+        "sticker" => check_media(parsed.sticker).and_then(|()| check_no_caption(parsed.sticker)),
         "interactive" => check_interactive(parsed.interactive),
         other => has_content(text, other),
     }
 }
 
 fn has_content(text: &str, kind: &str) -> Result<(), LimitError> {
-    let all: std::collections::HashMap<String, &RawValue> =
+    let all: HashMap<String, &RawValue> =
         serde_json::from_str(text).map_err(|_| LimitError::Shape("not an object"))?;
     let is_there = all.get(kind).is_some_and(|value| value.get().starts_with(['{', '[']));
     if is_there { Ok(()) } else { Err(LimitError::Shape("nothing under the name of its type")) }
@@ -190,10 +196,16 @@ fn check_text(value: Option<&RawValue>) -> Result<(), LimitError> {
 
 fn check_media(value: Option<&RawValue>) -> Result<(), LimitError> {
     let media: Media = part(value, "the media object")?;
-    if media.id.or(media.link).is_none_or(|source| source.is_empty()) {
-        return Err(LimitError::Shape("the media's id or link"));
+    match (media.id, media.link) {
+        (Some(source), None) | (None, Some(source)) if !source.is_empty() => {}
+        _ => return Err(LimitError::Shape("the media's id or link")),
     }
     bounded(media.caption.as_deref(), "caption", CAPTION_MAX)
+}
+
+fn check_no_caption(value: Option<&RawValue>) -> Result<(), LimitError> {
+    let media: Media = part(value, "the media object")?;
+    if media.caption.is_none() { Ok(()) } else { Err(LimitError::Shape("no caption on this type")) }
 }
 
 fn check_interactive(value: Option<&RawValue>) -> Result<(), LimitError> {
@@ -223,9 +235,12 @@ fn check_interactive(value: Option<&RawValue>) -> Result<(), LimitError> {
 
 fn check_buttons(buttons: Vec<Button>) -> Result<(), LimitError> {
     at_most(buttons.len(), "action.buttons", BUTTONS_MAX)?;
-    buttons.into_iter().filter_map(|button| button.reply).try_for_each(|reply| {
+    let mut ids = HashSet::new();
+    buttons.iter().filter_map(|button| button.reply.as_ref()).try_for_each(|reply| {
         required(reply.title.as_deref().unwrap_or(""), "a button's title", BUTTON_TITLE_MAX)?;
-        required(reply.id.as_deref().unwrap_or(""), "a button's id", BUTTON_ID_MAX)
+        let id = reply.id.as_deref().unwrap_or("");
+        required(id, "a button's id", BUTTON_ID_MAX)?;
+        if ids.insert(id) { Ok(()) } else { Err(LimitError::Twice("a button's id")) }
     })
 }
 
@@ -234,14 +249,20 @@ fn check_sections(sections: Vec<Section>) -> Result<(), LimitError> {
     let rows = sections.iter().map(|s| s.rows.as_ref().map_or(0, Vec::len)).sum();
     at_most(rows, "the rows of all sections", ROWS_MAX)?;
     let several = sections.len() > 1;
-    for section in sections {
+    let mut ids = HashSet::new();
+    for section in &sections {
         let title = section.title.as_deref();
         if several {
             required(title.unwrap_or(""), "a section's title", ROW_TITLE_MAX)?;
         } else {
             bounded(title, "a section's title", ROW_TITLE_MAX)?;
         }
-        section.rows.into_iter().flatten().try_for_each(check_row)?;
+        for row in section.rows.iter().flatten() {
+            check_row(row)?;
+            if !ids.insert(&row.id) {
+                return Err(LimitError::Twice("a row's id"));
+            }
+        }
     }
     Ok(())
 }
@@ -252,7 +273,7 @@ fn check_parameters(parameters: Option<Parameters>) -> Result<(), LimitError> {
     bounded(parameters.flow_cta.as_deref(), "parameters.flow_cta", FLOW_BUTTON_MAX)
 }
 
-fn check_row(row: Row) -> Result<(), LimitError> {
+fn check_row(row: &Row) -> Result<(), LimitError> {
     required(row.title.as_deref().unwrap_or(""), "a row's title", ROW_TITLE_MAX)?;
     required(row.id.as_deref().unwrap_or(""), "a row's id", ROW_ID_MAX)?;
     bounded(row.description.as_deref(), "a row's description", ROW_DESCRIPTION_MAX)
@@ -292,6 +313,7 @@ mod tests {
         for body in [
             r#"{"type":"text","text":{"body":"hello","preview_url":false}}"#,
             r#"{"type":"image","image":{"id":"1","caption":"c"}}"#,
+            r#"{"text":{"body":"Meta takes it as a text"}}"#,
             r#"{"type":"location","location":{"latitude":1,"longitude":2}}"#,
             r#"{"type":"contacts","contacts":[{}]}"#,
             r#"{"type":"interactive","interactive":{"type":"button","body":{"text":"b"},"action":{"buttons":[{"type":"reply","reply":{"id":"1","title":"t"}}]}}}"#,
@@ -311,12 +333,18 @@ mod tests {
         assert_eq!(of(&text), Err(LimitError::TooLong("text.body", 4096)));
         assert_eq!(of(r#"{"type":"text","text":{"body":" "}}"#), Err(LimitError::Empty("text.body")));
         assert_eq!(of(r#"{"type":"text"}"#), Err(LimitError::Shape("text")));
-        assert_eq!(of(r#"{"text":{"body":"x"}}"#), Err(LimitError::Shape("no type")));
+        assert_eq!(of(r#"{"image":{"id":"x"}}"#), Err(LimitError::Shape("no type")));
         assert_eq!(of(r#"[1]"#), Err(LimitError::Shape("not an object")));
         assert_eq!(of(r#"{"type":"future"}"#), Err(LimitError::Shape("nothing under the name of its type")));
         let caption = format!(r#"{{"type":"image","image":{{"id":"1","caption":"{}"}}}}"#, long(1025));
         assert_eq!(of(&caption), Err(LimitError::TooLong("caption", 1024)));
-        assert_eq!(of(r#"{"type":"audio","audio":{}}"#), Err(LimitError::Shape("the media's id or link")));
+        for media in
+            [r#"{"type":"audio","audio":{}}"#, r#"{"type":"image","image":{"id":"1","link":"https://x"}}"#]
+        {
+            assert_eq!(of(media), Err(LimitError::Shape("the media's id or link")));
+        }
+        let caption = r#"{"type":"sticker","sticker":{"id":"1","caption":"c"}}"#;
+        assert_eq!(of(caption), Err(LimitError::Shape("no caption on this type")));
     }
 
     fn interactive(kind: &str, body: &str, rest: &str) -> Result<(), LimitError> {
@@ -333,8 +361,9 @@ mod tests {
         let buttons = |all: &[String]| {
             interactive("button", "b", &format!(r#""action":{{"buttons":[{}]}}"#, all.join(",")))
         };
-        let most = button(&"i".repeat(256), &"é".repeat(20));
-        assert_eq!(buttons(&[most.clone(), most.clone(), most]), Ok(()));
+        let most = |last: &str| button(&("i".repeat(255) + last), &"é".repeat(20));
+        assert_eq!(buttons(&[most("a"), most("b"), most("c")]), Ok(()));
+        assert_eq!(buttons(&[most("a"), most("a")]), Err(LimitError::Twice("a button's id")));
         assert_eq!(buttons(&[]), Err(LimitError::Empty("action.buttons")));
         let four = [(); 4].map(|()| button("1", "t"));
         assert_eq!(buttons(&four), Err(LimitError::TooLong("action.buttons", 3)));
@@ -363,9 +392,13 @@ mod tests {
             interactive("list", body, &format!(r#""action":{{"button":"{button}","sections":[{sections}]}}"#))
         };
         let section = |title: &str, rows: usize, row: &str| {
-            format!(r#"{{"title":"{title}","rows":[{}]}}"#, vec![row; rows].join(","))
+            let rows: Vec<String> = (0..rows).map(|n| row.replace("ID", &format!("{title}{n}"))).collect();
+            format!(r#"{{"title":"{title}","rows":[{}]}}"#, rows.join(","))
         };
-        let row = r#"{"id":"1","title":"t"}"#;
+        let row = r#"{"id":"ID","title":"t"}"#;
+        let same =
+            [section("a", 1, r#"{"id":"1","title":"t"}"#), section("b", 1, r#"{"id":"1","title":"t"}"#)];
+        assert_eq!(list("b", "Menu", &same.join(",")), Err(LimitError::Twice("a row's id")));
         let long = |n: usize| "x".repeat(n);
         assert_eq!(list(&long(4096), "Menu", &section("", 10, row)), Ok(()));
         assert_eq!(
