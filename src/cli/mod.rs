@@ -3,6 +3,7 @@
 pub mod business;
 pub mod check;
 pub mod dev;
+pub mod doctor;
 pub mod inbox;
 pub mod indexes;
 pub mod key;
@@ -32,6 +33,8 @@ pub enum Failed {
     Config(Vec<Problem>),
     /// Anything else, with what to do.
     Other(String),
+    /// The command's own lines say it.
+    Told,
 }
 
 impl From<String> for Failed {
@@ -59,6 +62,8 @@ enum Command {
     Sandbox(sandbox::Args),
     /// Read the configuration and print everything that is wrong with it
     Check,
+    /// `check`, then the world: store, MongoDB, tokens, Graph, clock, machine; what is wrong, and what to do
+    Doctor(doctor::Args),
     /// Add, list, show, remove, import or export businesses
     #[command(subcommand)]
     Business(business::Command),
@@ -87,6 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Dev => dev::run(),
         Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
         Command::Check => check::run(),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Business(command) => business(command),
         Command::Key(command) => with_directory(|config, out| key::run(&command, config, out)),
         Command::Indexes => with_directory(|config, out| indexes::run(config, out).map_err(Failed::Other)),
@@ -104,6 +110,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             stderr::line(&format!("whatsapp-webhook: {message}"));
             ExitCode::FAILURE
         }
+        Err(Failed::Told) => ExitCode::FAILURE,
     };
     stderr::flush(FLUSH_WITHIN);
     code

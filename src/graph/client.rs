@@ -194,17 +194,17 @@ fn success(answer: net::Answer) -> Result<(), Failure> {
     }
 }
 
-fn is_2xx(answer: &net::Answer) -> bool {
+pub(super) fn is_2xx(answer: &net::Answer) -> bool {
     (200..300).contains(&answer.status)
 }
 
 /// Goes into a path: nothing that could lead elsewhere.
-fn is_id(text: &str) -> bool {
+pub(super) fn is_id(text: &str) -> bool {
     (1..=PHONE_NUMBER_ID_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-fn refused(reason: &'static str, detail: &str) -> Failure {
+pub(super) fn refused(reason: &'static str, detail: &str) -> Failure {
     let reason = Reason::fixed(reason);
     Failure { source: Source::Graph, verdict: Verdict::Dead, reason, detail: detail.to_owned() }
 }

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod client;
 pub mod errors;
+pub mod look;
 pub mod pacing;
 
 use serde_json::value::RawValue;

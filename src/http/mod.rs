@@ -166,6 +166,11 @@ pub struct Server {
     address: SocketAddr,
 }
 
+/// Open files that the edge needs for so many connections, its reserve included.
+pub const fn files_for(connections: usize) -> u64 {
+    connections as u64 + RESERVED_FILES + SURPLUS_MAX as u64
+}
+
 /// Listens on `http.listen` and serves until [`Server::drain`]. Fails with `AddrInUse` if anybody else
 /// listens there (may's listener alone would share the port), with `InvalidInput` if there are too few open
 /// files.
@@ -175,11 +180,10 @@ pub fn serve(
     inbox: Arc<dyn Inbox>,
     console: Arc<dyn Console>,
 ) -> io::Result<Server> {
-    let wanted = http.max_connections as u64 + RESERVED_FILES + SURPLUS_MAX as u64;
-    let files = fd::raise_open_files(OPEN_FILES_MAX.max(wanted));
-    let room = files.saturating_sub(RESERVED_FILES + SURPLUS_MAX as u64);
+    let files = fd::raise_open_files(OPEN_FILES_MAX.max(files_for(http.max_connections)));
+    let room = files.saturating_sub(files_for(0));
     if room == 0 {
-        let least = RESERVED_FILES + SURPLUS_MAX as u64 + 1;
+        let least = files_for(1);
         let text =
             format!("{files} open files are too few (ulimit -n, LimitNOFILE=): at least {least} are needed");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));

@@ -101,6 +101,18 @@ impl Client {
         ended.inspect_err(|_| FAILED.inc())
     }
 
+    /// Connects to the URL's host, TLS included, and asks for nothing.
+    pub fn reach(&self, url: &str, within: Duration) -> Result<(), CallError> {
+        trace::begin(clock::monotonic() + within);
+        let uri: Uri = url.parse().map_err(|_| refused("the URL can't be used"))?;
+        let failed = |e: Error| CallError {
+            may_have_arrived: false,
+            timed_out: is_timeout(&e),
+            detail: format!("{}: {}", uri.host().unwrap_or_default(), said(&e)),
+        };
+        self.dialer.connect(&uri).map(drop).map_err(failed)
+    }
+
     fn attempt(&self, call: &Call<'_>, deadline: Duration) -> Result<Answer, CallError> {
         trace::begin(deadline);
         let uri: Uri = call.url.parse().map_err(|_| refused("the URL can't be used"))?;

@@ -47,7 +47,7 @@ pub(super) struct Dialer {
 
 impl Dialer {
     #[inline(never)]
-    fn connect(&self, uri: &Uri) -> Result<Connection, Error> {
+    pub(super) fn connect(&self, uri: &Uri) -> Result<Connection, Error> {
         let timeout = |after, reason| NextTimeout { after, reason, ..NextTimeout::default() };
         let addrs = self.names.resolve(uri, &self.config, timeout(Within::NotHappening, Timeout::Resolve))?;
         let within = self.config.timeouts().connect.map_or(Within::NotHappening, Into::into);

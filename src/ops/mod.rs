@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod lifecycle;
+pub mod machine;
 pub mod metrics;
 pub mod process;
 pub mod stderr;

@@ -44,6 +44,8 @@ pub enum Calls {
     Sends,
     /// Read receipts and typing indicators.
     Reads,
+    /// Questions after a number.
+    Looks,
     /// Every call.
     All,
 }
@@ -113,12 +115,8 @@ impl Fault {
         Self { calls, ..self }
     }
 
-    fn fits(&self, is_send: bool, number: &str, to: &str) -> bool {
-        let kind = match self.calls {
-            Calls::Sends => is_send,
-            Calls::Reads => !is_send,
-            Calls::All => true,
-        };
+    fn fits(&self, call: Calls, number: &str, to: &str) -> bool {
+        let kind = self.calls == Calls::All || self.calls == call;
         kind && self.number.as_deref().is_none_or(|n| n == number)
             && self.to.as_deref().is_none_or(|t| t == to)
     }
@@ -158,13 +156,13 @@ impl Faults {
     }
 
     /// The fault that hits this call, if one does: counted.
-    pub(super) fn hit(&self, is_send: bool, number: &str, to: &str) -> Option<Fault> {
+    pub(super) fn hit(&self, call: Calls, number: &str, to: &str) -> Option<Fault> {
         let mut armed = self.armed.lock();
         if armed.faults.is_empty() {
             return None;
         }
         let nth = (0..armed.faults.len()).find(|&nth| {
-            armed.faults[nth].fits(is_send, number, to) && {
+            armed.faults[nth].fits(call, number, to) && {
                 armed.thrown += 1;
                 armed.faults[nth].probability.is_none_or(|p| dice(armed.thrown) < p)
             }
@@ -193,11 +191,11 @@ mod tests {
     fn a_fault_hits_as_often_as_it_says_and_only_what_it_names() {
         let faults = Faults::default();
         faults.add(Fault::next(2, What::Reset).to("1555"));
-        assert!(faults.hit(true, "7", "1666").is_none());
-        assert!(faults.hit(false, "7", "1555").is_none(), "a read receipt is no send");
-        assert!(faults.hit(true, "7", "1555").is_some());
-        assert!(faults.hit(true, "7", "1555").is_some());
-        assert!(faults.hit(true, "7", "1555").is_none());
+        assert!(faults.hit(Calls::Sends, "7", "1666").is_none());
+        assert!(faults.hit(Calls::Reads, "7", "1555").is_none(), "a read receipt is no send");
+        assert!(faults.hit(Calls::Sends, "7", "1555").is_some());
+        assert!(faults.hit(Calls::Sends, "7", "1555").is_some());
+        assert!(faults.hit(Calls::Sends, "7", "1555").is_none());
         assert_eq!(faults.hits(), 2);
     }
 
@@ -205,7 +203,7 @@ mod tests {
     fn a_probability_hits_about_its_share() {
         let faults = Faults::default();
         faults.add(Fault::always(What::Html500).probability(0.1));
-        let hits = (0..10_000).filter(|_| faults.hit(true, "7", "1").is_some()).count();
+        let hits = (0..10_000).filter(|_| faults.hit(Calls::Sends, "7", "1").is_some()).count();
         assert!((800..1200).contains(&hits), "{hits}");
     }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::faults::{Fault, What};
+use super::faults::{Calls, Fault, What};
 use super::rules::{self, By, Call, Refused};
 use super::webhooks::quoted;
 use super::wire::{self, After, Request};
@@ -67,7 +67,7 @@ fn is_version(segment: &str) -> bool {
 
 impl Service {
     fn messages(&self, id: &str, request: &Request<'_>, out: &mut Vec<u8>) -> After {
-        let number = match self.authorize(id, request.bearer()) {
+        let number = match self.authorize("post", id, request.bearer()) {
             Ok(number) => number,
             Err(refused) => return self.violation(id, &refused, out),
         };
@@ -75,11 +75,11 @@ impl Service {
             Ok(call) => call,
             Err(refused) => return self.violation(id, &refused, out),
         };
-        let (is_send, to) = match &call {
-            Call::Send(send) => (true, send.to.as_str()),
-            Call::Read { .. } => (false, ""),
+        let (kind, to) = match &call {
+            Call::Send(send) => (Calls::Sends, send.to.as_str()),
+            Call::Read { .. } => (Calls::Reads, ""),
         };
-        let fault = self.world.faults.hit(is_send, id, to);
+        let fault = self.world.faults.hit(kind, id, to);
         if let Some(after) = fault.as_ref().and_then(|fault| self.before(fault, out)) {
             return after;
         }
@@ -106,7 +106,7 @@ impl Service {
     }
 
     /// The number, if the token is its own.
-    fn authorize(&self, id: &str, bearer: Option<&str>) -> Result<Arc<Number>, Refused> {
+    fn authorize(&self, method: &str, id: &str, bearer: Option<&str>) -> Result<Arc<Number>, Refused> {
         let Some(token) = bearer else {
             return Err(Refused::new(190, "Invalid OAuth access token - Cannot parse access token"));
         };
@@ -117,8 +117,10 @@ impl Service {
                 Err(Refused::new(190, "Invalid OAuth access token - Cannot parse access token"))
             }
             _ => {
-                let what = "Unsupported post request. Object does not exist, cannot be loaded due to missing \
-                            permissions, or does not support this operation";
+                let what = format!(
+                    "Unsupported {method} request. Object does not exist, cannot be loaded due to missing \
+                     permissions, or does not support this operation"
+                );
                 Err(Refused { subcode: Some(33), ..Refused::new(100, what) })
             }
         }
@@ -207,21 +209,28 @@ impl Service {
         }
     }
 
+    /// `GET /{id}`, of a number: the fields that are asked for, else Graph's usual ones.
+    fn look(&self, id: &str, request: &Request<'_>, out: &mut Vec<u8>) -> After {
+        let number = match self.authorize("get", id, request.bearer()) {
+            Ok(number) => number,
+            Err(refused) => return self.violation(id, &refused, out),
+        };
+        let answer = match fields(&number, request.target) {
+            Ok(answer) => answer,
+            Err(refused) => return self.violation(id, &refused, out),
+        };
+        let fault = self.world.faults.hit(Calls::Looks, id, "");
+        if let Some(after) = fault.as_ref().and_then(|fault| self.before(fault, out)) {
+            return after;
+        }
+        self.ok(answer.as_bytes(), out);
+        self.after(fault.as_ref(), out)
+    }
+
     /// `GET /{id}`: a number, for who looks whether it is there, or a medium.
     fn object(&self, id: &str, request: &Request<'_>, out: &mut Vec<u8>) -> After {
         let Some(medium) = self.world.media(id) else {
-            return match self.authorize(id, request.bearer()) {
-                Ok(number) => {
-                    let answer = format!(
-                        r#"{{"verified_name":"Simulated","display_phone_number":{},"quality_rating":"GREEN","id":{}}}"#,
-                        quoted(&number.display_phone_number),
-                        quoted(id)
-                    );
-                    self.ok(answer.as_bytes(), out);
-                    After::Keep
-                }
-                Err(refused) => self.violation(id, &refused, out),
-            };
+            return self.look(id, request, out);
         };
         if !request.bearer().is_some_and(|token| self.world.knows_token(token)) {
             return self.violation(id, &Refused::new(190, "Invalid OAuth access token"), out);
@@ -257,7 +266,9 @@ impl Service {
         let trace = self.calls.fetch_add(1, Relaxed);
         let body = refused.body(trace);
         let seconds = retry_after.map(|seconds| seconds.to_string());
-        let mut headers = vec![("facebook-api-version", "v25.0"), ("x-app-usage", USAGE)];
+        let date = date();
+        let mut headers =
+            vec![("facebook-api-version", "v25.0"), ("x-app-usage", USAGE), ("Date", date.as_str())];
         headers.extend(seconds.as_deref().map(|seconds| ("Retry-After", seconds)));
         wire::answer(out, refused.status(), JSON, &headers, &body);
         After::Keep
@@ -266,13 +277,44 @@ impl Service {
     fn ok(&self, body: &[u8], out: &mut Vec<u8>) {
         let call = self.calls.fetch_add(1, Relaxed);
         let mut trace = itoa::Buffer::new();
+        let date = date();
         let headers = [
+            ("Date", date.as_str()),
             ("facebook-api-version", "v25.0"),
             ("x-fb-trace-id", trace.format(call)),
             ("x-app-usage", USAGE),
         ];
         wire::answer(out, 200, JSON, &headers, body);
     }
+}
+
+/// The fields of a number that `?fields=` names, and its id.
+fn fields(number: &Number, target: &str) -> Result<String, Refused> {
+    const USUAL: &str = "verified_name,display_phone_number,quality_rating";
+    let query = target.split_once('?').map_or("", |(_, query)| query);
+    let asked = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "fields");
+    let asked = asked.map_or_else(|| USUAL.to_owned(), |(_, value)| value.into_owned());
+    let mut answer = String::from("{");
+    for field in asked.split(',').filter(|field| *field != "id") {
+        let value = match field {
+            "verified_name" => "Simulated",
+            "display_phone_number" => &number.display_phone_number,
+            "quality_rating" => "GREEN",
+            "status" => "CONNECTED",
+            "code_verification_status" => "VERIFIED",
+            "platform_type" => "CLOUD_API",
+            other => {
+                let what = format!("(#100) Tried accessing nonexisting field ({other})");
+                return Err(Refused::new(100, what));
+            }
+        };
+        answer.push_str(&format!(r#""{field}":{},"#, quoted(value)));
+    }
+    Ok(format!(r#"{answer}"id":{}}}"#, quoted(&number.phone_number_id)))
+}
+
+fn date() -> String {
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(clock::now()))
 }
 
 /// In percent.

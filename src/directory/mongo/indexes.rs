@@ -34,6 +34,12 @@ pub fn ensure(businesses: &Collection<Document>) -> Result<Vec<(&'static str, In
     Ok(states)
 }
 
+/// Which of them are there; changes nothing.
+pub fn look(businesses: &Collection<Document>) -> Result<Vec<(&'static str, Option<IndexState>)>> {
+    let there = existing(businesses)?;
+    Ok(wanted().into_iter().map(|(name, keys)| (name, state(&there, name, &keys))).collect())
+}
+
 struct Index {
     name: String,
     keys: Document,

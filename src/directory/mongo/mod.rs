@@ -19,7 +19,7 @@ mod write;
 
 use std::time::Duration;
 
-use mongodb::bson::Document;
+use mongodb::bson::{Document, doc};
 use mongodb::options::{Acknowledgment, CollectionOptions, WriteConcern};
 use mongodb::sync::Collection;
 
@@ -45,6 +45,24 @@ impl Mongo {
     pub fn new(config: &Mongodb) -> Self {
         Self { calls: Calls::new(config) }
     }
+
+    /// What kind of server it is, and which indexes are there: changes nothing.
+    pub fn look(&self) -> Result<Seen, StoreError> {
+        self.calls.read(|database| {
+            let hello = database.run_command(doc! { "hello": 1 }).run()?;
+            let replica_set = hello.get_str("setName").ok().map(str::to_owned);
+            Ok(Seen { replica_set, indexes: indexes::look(&database.collection(COLLECTION))? })
+        })
+    }
+}
+
+/// What [`Mongo::look`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name; `None`: a server alone.
+    pub replica_set: Option<String>,
+    /// By name; `None`: it is not there.
+    pub indexes: Vec<(&'static str, Option<IndexState>)>,
 }
 
 impl Store for Mongo {
