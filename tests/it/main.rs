@@ -11,6 +11,7 @@ mod corpus;
 mod crash;
 mod directory;
 mod dispatcher;
+mod doctor;
 mod edge;
 mod exchange;
 mod graph;

@@ -74,17 +74,17 @@ fn embedded(config: &config::Directory, report: &Report) -> Option<Embedded> {
             .ok()?
             > 0;
     if !is_made {
-        none(report);
+        none(config, report);
         return None;
     }
     Embedded::open(config).map_err(|e| report.fail("business", e.to_string())).ok()
 }
 
-fn none(report: &Report) {
-    report.warn(
-        "business",
-        "there is none: every message is kept unanswered (no_business); `business add` adds one",
-    );
+fn none(config: &config::Directory, report: &Report) {
+    if config.fallback.is_some() {
+        return report.ok("business", "there is none: WHATSAPP_PHONE_NUMBER_ID alone is answered for");
+    }
+    report.warn("business", "there is none: every message ends as no_business; `business add` adds one");
 }
 
 fn mongo(config: &config::mongodb::Mongodb, report: &Report) -> Option<Mongo> {
@@ -158,7 +158,7 @@ fn each(config: &Config, records: &[Record], report: &Report) -> Vec<Number> {
         let text = format!("{} in all, {live} enabled and active, tokens of {opened} open", records.len());
         report.ok("business", text);
     } else if records.is_empty() {
-        none(report);
+        none(directory, report);
     } else {
         let text = format!(
             "none of {} is enabled and active, so nobody is answered; `business add --subdomain S --enable --keep-token`",

@@ -34,7 +34,7 @@ pub fn look(config: &Config, report: &Report, numbers: &[Number], all: bool, end
         let why = why.map_or("no time was left to ask it", |failure| &failure.detail);
         let text = format!(
             "no answer from GRAPH_API_URL, so no reply goes out: {why}; check this machine's name server, route and \
-             firewall (TCP 443 out) and its clock; {} numbers were not looked at",
+             firewall (TCP 443 out) and its clock; {} number(s) were not looked at",
             asked.len()
         );
         report.fail("graph", text);
@@ -47,7 +47,7 @@ pub fn look(config: &Config, report: &Report, numbers: &[Number], all: bool, end
     }
     if asked.len() < numbers.len() {
         let text = format!(
-            "{} more numbers were not looked at; `doctor --all` looks at all",
+            "{} more number(s) were not looked at; `doctor --all` looks at all",
             numbers.len() - asked.len()
         );
         report.skip("graph", text);

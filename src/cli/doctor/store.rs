@@ -122,33 +122,31 @@ fn volume(place: &Path, report: &Report) {
     report.say(level, "store", format!("{} MiB are free{mend}", free >> 20));
 }
 
-/// A command that root ran may leave files that the service can't open.
+/// A command that root ran may leave files that the service can't open; and root may write everything, so that for root
+/// the owner's own rights are looked at.
 fn owners(folder: &Path, report: &Report) {
-    let Ok(of_folder) = folder.metadata().map(|metadata| metadata.uid()) else { return };
+    let Ok(of_folder) = folder.metadata() else { return };
+    let owner = of_folder.uid();
+    if owner != 0 && of_folder.mode() & 0o300 != 0o300 {
+        let text = format!("user {owner} owns {} and can't write it; chmod u+rwx it", folder.display());
+        report.fail("store", text);
+    }
     let beside = BESIDE.map(|name| match name.strip_prefix('-') {
         Some(_) => format!("{}{name}", store::FILE),
         None => name.to_owned(),
     });
     for name in std::iter::once(store::FILE.to_owned()).chain(beside) {
         let path = folder.join(name);
-        let Ok(uid) = path.metadata().map(|metadata| metadata.uid()) else { continue };
-        if of_folder != 0 && uid != of_folder {
-            let text = format!(
-                "{} belongs to user {uid} and its folder to user {of_folder}: the service can't write it; chown \
-                 {of_folder} {}",
-                path.display(),
-                path.display()
-            );
-            report.fail("store", text);
-        } else if let Err(e) = machine::may_write(&path) {
-            report.fail("store", format!("{} can't be written: {e}; chown or chmod it", path.display()));
-        }
-    }
-    if of_folder != 0 && Path::new("/proc/self").metadata().is_ok_and(|own| own.uid() == 0) {
-        let text = format!(
-            "root asks, so whether user {of_folder}, whose folder it is, may write can't be told; run this as that user"
-        );
-        report.skip("store", text);
+        let Ok(of_file) = path.metadata() else { continue };
+        let why = match machine::may_write(&path) {
+            Err(e) => e.to_string(),
+            Ok(()) if owner != 0 && of_file.uid() != owner => format!("it belongs to user {}", of_file.uid()),
+            Ok(()) if owner != 0 && of_file.mode() & 0o200 == 0 => "its mode forbids it".to_owned(),
+            Ok(()) => continue,
+        };
+        let text =
+            format!("the service can't write {}: {why}; chown {owner} it and chmod u+rw it", path.display());
+        report.fail("store", text);
     }
 }
 

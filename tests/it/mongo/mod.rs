@@ -3,6 +3,7 @@
 
 mod answers;
 mod commands;
+mod doctor;
 mod failover;
 mod ferretdb;
 mod original;
