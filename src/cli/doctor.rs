@@ -142,7 +142,7 @@ fn agent(config: &Config, report: &Report) {
         Err(e) => report.fail(
             "agent",
             format!(
-                "AGENT_URL can't be reached: {}; is it running, and the name and the port right?",
+                "AGENT_URL can't be reached: {}; is it running, and are the name, the port and its certificate right?",
                 e.detail
             ),
         ),

@@ -364,6 +364,9 @@ fn the_agents_host_is_connected_to_and_asked_for_nothing() {
     let away = format!("http://127.0.0.1:{}/bot", free_port());
     let settings = ward.with(&[("AGENT", "http"), ("AGENT_URL", &away)]);
     doctor(&settings, &[]).ends(1).has("FAIL", "agent", "AGENT_URL can't be reached: 127.0.0.1: ");
+    let plain = format!("https://127.0.0.1:{}/bot", stub(String::new()));
+    let settings = ward.with(&[("AGENT", "http"), ("AGENT_URL", &plain)]);
+    doctor(&settings, &[]).ends(1).has("FAIL", "agent", "127.0.0.1: received corrupt message");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mongodb::bson::DateTime;
 
-use super::report::{Few, Level, Report};
+use super::report::{Few, Level, Report, word};
 use crate::clock::{self, UnixMillis};
 use crate::config::{self, Config};
 use crate::directory::embedded::Embedded;
@@ -15,7 +15,7 @@ use crate::directory::tokens::{Form, Keys, Unreadable};
 use crate::secret::Secret;
 use crate::store;
 
-/// Findings about businesses that are lines of their own; above it only what is wrong.
+/// Findings about businesses that are lines of their own; the others are counted.
 const NAMED_MAX: usize = 100;
 /// What is left for Graph of all the time.
 const FOR_GRAPH: Duration = Duration::from_secs(12);
@@ -171,10 +171,10 @@ fn each(config: &Config, records: &[Record], report: &Report) -> Vec<Number> {
 
 /// What is wrong with a live one besides its token.
 fn apart(config: &Config, record: &Record, few: &Few<'_>) {
-    let name = &record.sub_domain;
+    let (name, named) = (&record.sub_domain, word(&record.sub_domain));
     if record.phone_number_ids.is_empty() {
         let text = format!(
-            "{name}: has no number; `business add --subdomain {name} --phone-number-id P --keep-token`"
+            "{name}: has no number; `business add --subdomain {named} --phone-number-id P --keep-token`"
         );
         few.say(Level::Warn, text);
     }
@@ -184,7 +184,7 @@ fn apart(config: &Config, record: &Record, few: &Few<'_>) {
     {
         let text = format!(
             "{name}: is bound to the app {app}, which WHATSAPP_APP_SECRET does not name, so its messages are kept as \
-             wrong_app; add {app}=its-secret there, or `business add --subdomain {name} --app '' --keep-token`"
+             wrong_app; add {app}=its-secret there, or `business add --subdomain {named} --app '' --keep-token`"
         );
         few.say(Level::Fail, text);
     }
@@ -215,7 +215,7 @@ fn millis(text: &str) -> Option<UnixMillis> {
 /// The token, if it can be used; how it is stored is told of in any case.
 fn token(keys: &Keys, record: &Record, few: &Few<'_>) -> Option<Secret> {
     let name = &record.sub_domain;
-    let store_anew = format!("`business add --subdomain {name}` reads a new one");
+    let store_anew = format!("`business add --subdomain {}` reads a new one", word(name));
     match keys.read(record.access_token.as_ref().map_or("", Secret::reveal)) {
         Ok(token) => {
             match token.form {

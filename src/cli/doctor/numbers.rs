@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::ANSWER_WITHIN;
 use super::businesses::Number;
-use super::report::{Level, Report};
+use super::report::{Level, Report, word};
 use crate::clock;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -120,7 +120,8 @@ fn shown_as(shown: &Shown) -> (Level, String) {
 fn meaning(failure: &Failure, number: &Number) -> (Level, String) {
     let renew = match &number.sub_domain {
         Some(name) => format!(
-            "make a new one in Meta's Business settings and store it: `business add --subdomain {name}`"
+            "make a new one in Meta's Business settings and store it: `business add --subdomain {}`",
+            word(name)
         ),
         None => "make a new one in Meta's Business settings and set WHATSAPP_TOKEN".to_owned(),
     };

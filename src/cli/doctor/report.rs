@@ -78,28 +78,40 @@ pub struct Few<'a> {
     what: &'static str,
     left: Cell<usize>,
     more: Cell<usize>,
+    worst: Cell<Level>,
 }
 
 impl<'a> Few<'a> {
     pub fn of(report: &'a Report, what: &'static str, most: usize) -> Self {
-        Self { report, what, left: Cell::new(most), more: Cell::new(0) }
+        Self { report, what, left: Cell::new(most), more: Cell::new(0), worst: Cell::new(Level::Ok) }
     }
 
     pub fn say(&self, level: Level, text: impl Into<String>) {
-        if level == Level::Fail || self.left.get() > 0 {
-            self.left.set(self.left.get().saturating_sub(1));
+        if let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
             self.report.say(level, self.what, text);
         } else {
             self.more.set(self.more.get() + 1);
+            self.worst.set(self.worst.get().max(level));
         }
     }
 
     /// To be called at the end.
     pub fn end(self, how: &str) {
         if self.more.get() > 0 {
-            self.report.warn(self.what, format!("{} more findings like these; {how}", self.more.get()));
+            let text = format!("{} more findings like these; {how}", self.more.get());
+            self.report.say(self.worst.get(), self.what, text);
         }
     }
+}
+
+/// A word of a command as a shell takes it: others choose names as they like.
+pub fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Prints, and counts what it prints.
@@ -133,5 +145,32 @@ impl Tally {
     fn line(&mut self, line: &str) {
         let mut out = std::io::stdout().lock();
         self.is_broken |= writeln!(out, "{line}").and_then(|()| out.flush()).is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_word_to_a_shell() {
+        for (name, shown) in
+            [("cafe-1.x_y", "cafe-1.x_y"), ("", "''"), ("a b", "'a b'"), ("a';b", r"'a'\'';b'")]
+        {
+            assert_eq!(word(name), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_counted_and_as_bad_as_the_worst_of_it() {
+        let (sender, findings) = crossbeam_channel::unbounded();
+        let report = Report::new(sender);
+        let few = Few::of(&report, "business", 2);
+        for level in [Level::Warn, Level::Warn, Level::Warn, Level::Fail] {
+            few.say(level, "x");
+        }
+        few.end("see elsewhere");
+        let last = findings.try_iter().last().expect("a finding");
+        assert_eq!((last.level, &*last.text), (Level::Fail, "2 more findings like these; see elsewhere"));
     }
 }
