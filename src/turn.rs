@@ -125,7 +125,10 @@ impl Turns {
         let Some(mut batch) = self.batch(works, attempt) else { return Outcome::Done };
         let now = clock::now();
         self.keep(&mut batch, "too_old", |work, message| self.is_too_old(sent_ms(work, message), now));
-        let Some(first) = batch.messages.first() else { return kept() };
+        let Some(first) = batch.messages.first() else {
+            TURNS.inc(KEPT);
+            return Outcome::Expired;
+        };
         let business = match self.business(&mut place, &first.phone_number_id) {
             Ok(business) => business,
             Err(failure) => return self.no_business(batch, &failure),

@@ -62,6 +62,8 @@ impl Job {
 pub enum Outcome {
     /// The lane goes on with what arrived meanwhile.
     Done,
+    /// The same for what was too old to begin with: nobody was asked, so a hold stays.
+    Expired,
     /// The job again, not before `after` (else by backoff).
     Again {
         /// With its attempt counted up, if it was one: what came before the job's own work is none.

@@ -30,8 +30,13 @@ enum Step {
 }
 
 impl Turns {
-    /// A stored answer that was not all sent: after a failure, or after a restart.
+    /// A stored answer that was not all sent: after a failure, or after a restart. One that is too old ends whether its
+    /// business can be reached or not: it would be the probe of a held number for ever.
     pub(super) fn open(&self, turn: OpenTurn, attempt: u32, mut place: Place<'_>) -> Outcome {
+        if self.is_too_old(turn.stored_ms, clock::now()) {
+            drop(place);
+            return self.expire(turn, attempt);
+        }
         let business = self.business(&mut place, &turn.phone_number_id);
         drop(place);
         match business {
@@ -59,6 +64,21 @@ impl Turns {
                 }
             }
         }
+    }
+
+    /// Ends what is unsettled. What may have gone out waits for its status before.
+    fn expire(&self, mut turn: OpenTurn, attempt: u32) -> Outcome {
+        for nth in 0..turn.replies.len() {
+            if turn.replies[nth].state == ReplyState::Sending && !self.settle_unknown(&mut turn, nth) {
+                return again(turn, attempt, None);
+            }
+            if turn.replies[nth].state == ReplyState::Stored {
+                self.too_old(&mut turn, nth);
+            }
+        }
+        log::info!("turn {}: too old, not sent", turn.id);
+        TURNS.inc(DEAD);
+        Outcome::Expired
     }
 
     /// Sends what is unsettled. `slot`: of the first reply of a new answer. `received_ms` only where nothing else delayed

@@ -282,6 +282,34 @@ fn an_expired_token_holds_its_business_until_it_gets_a_new_one() {
     until("nothing is pending", SOON, || world.service.is_idle());
 }
 
+/// Whoever waits behind it would wait for ever too.
+#[test]
+fn replies_of_a_business_whose_token_is_unusable_are_given_up_when_they_are_too_old() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // nobody is there to take the replies
+    let settings = businesses(folder.path(), "http://127.0.0.1:9", &[]);
+    let service = Service::start(&settings);
+    for (from, wamid) in [(ANNA, "wamid.anna"), (BERT, "wamid.bert")] {
+        let body = harness::message(SHOP, from, wamid, "hello", harness::now());
+        assert_eq!(service.post(body.as_bytes()), Some(200));
+    }
+    let status = |settings: &HashMap<String, String>| {
+        let out = harness::command(settings).args(["inbox", "status"]).output().expect("runs");
+        String::from_utf8(out.stdout).expect("text")
+    };
+    until("both are answered", SOON, || status(&settings).contains("2 turn(s) with replies to send"));
+    assert!(service.stop().success());
+    std::thread::sleep(Duration::from_secs(2));
+    let mut unusable = settings.clone();
+    unusable.insert("ENCRYPTION_SECRET".to_owned(), "not the one of the tokens".to_owned());
+    unusable.insert("REPLY_MAX_AGE".to_owned(), "1s".to_owned());
+    let service = Service::start(&unusable);
+    until("both are given up", SOON, || status(&unusable).contains("0 turn(s) with replies to send"));
+    until("nothing is pending", SOON, || service.is_idle());
+    assert_eq!(service.count("dead"), 2);
+    assert!(status(&unusable).lines().any(|line| line.starts_with("dead") && line.contains("too_old")));
+}
+
 #[test]
 fn a_send_of_unknown_outcome_waits_for_its_status_and_is_not_doubled() {
     let world = world(&[("SEND_SETTLE", "5s"), ("GRAPH_TIMEOUT", "1s")]);

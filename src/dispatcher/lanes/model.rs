@@ -235,7 +235,8 @@ impl World {
             }
         }
         match end {
-            End::Done | End::Dead => self.lanes.done(key, Outcome::Done, self.now),
+            End::Done => self.lanes.done(key, Outcome::Done, self.now),
+            End::Dead => self.lanes.done(key, Outcome::Expired, self.now),
             End::Again => self.lanes.done(key, Outcome::Again { job, after: None }, self.now),
             End::Hold(scope) => {
                 let after = (attempt % 2 == 0).then_some(Duration::from_secs(3));

@@ -256,6 +256,25 @@ fn a_probe_that_fails_otherwise_hands_the_probe_on() {
 }
 
 #[test]
+fn a_probe_that_was_too_old_hands_the_probe_on_and_lifts_nothing() {
+    let mut bed = Bed::new(100);
+    bed.offer(1, [1, 2, 3]);
+    for held in bed.start_all() {
+        bed.hold(held, Scope::Business);
+    }
+    bed.wait(S * 45);
+    for left in [3, 2] {
+        let probe = bed.start_all();
+        assert_eq!(probe.len(), 1, "of {left}");
+        bed.lanes.done(probe[0].0, Outcome::Expired, bed.now);
+        assert_eq!(bed.lanes.gauges().holds, 1);
+    }
+    let last = bed.start_all().remove(0);
+    bed.lanes.done(last.0, Outcome::Expired, bed.now);
+    assert_eq!(bed.lanes.gauges(), Gauges::default(), "nothing is left that the hold could hold");
+}
+
+#[test]
 fn an_app_limit_holds_every_number_of_the_app_and_no_other() {
     let mut bed = Bed::new(100);
     for number in [1, 2, 3, 5] {

@@ -70,6 +70,14 @@ impl Lanes {
                 self.release_job(key);
                 self.lift_probed(key, true, true);
             }
+            Outcome::Expired => {
+                self.release_job(key);
+                // of what is left somebody is the next probe; where nothing is, the hold has no more use
+                let number = self.numbers.get(&key.number);
+                let is_last = number.is_some_and(|number| number.lanes == 0 && !number.cursor.is_behind());
+                self.lift_probed(key, is_last, false);
+                self.probe_unsure(key, now);
+            }
             Outcome::Again { job, after } => {
                 let seed = backoff::next_seed(&mut self.seed);
                 let wait = backoff::wish_or(after, backoff::retry(job.attempt(), seed));
