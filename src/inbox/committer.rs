@@ -5,6 +5,7 @@
 //! or it is committed after [`OPEN_MAX`]. A failed commit poisons the inbox: what the file holds is not known any more,
 //! so nothing is accepted until a new process has opened it.
 
+mod book;
 mod poison;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use super::frames::Frames;
 use super::promise::Keeper;
 use super::queue::{self, Append, Order, Queue};
 use super::retention::{Keep, Retention};
-use super::tables::{Change, REPLAYS, ReplyKey, Tables};
+use super::tables::{self, Change, REPLAYS, ReplyKey, Tables};
 use super::waker::Waker;
 use super::{Feed, Parser, ReplyState, State, TurnId};
 use crate::event::ItemId;
@@ -151,32 +152,6 @@ impl Committer {
         };
         committer.read_book().map_err(|e| store::OpenError::Sqlite(path, e))?;
         Ok(committer)
-    }
-
-    fn read_book(&mut self) -> rusqlite::Result<()> {
-        self.instance = self.tables.instance()?;
-        self.next_commit = self.tables.last_commit()? + 1;
-        let replies = super::tables::open_replies(self.tables.connection())?;
-        let mut after = 0;
-        loop {
-            let page = super::tables::open_turns(self.tables.connection(), self.instance, after, 1000)?;
-            let Some(last) = page.last() else { break };
-            after = last.id;
-            for turn in page {
-                let of_turn = replies.get(&turn.id).map_or(&[][..], Vec::as_slice);
-                for (nth, _) in of_turn.iter().filter(|(_, state)| *state == ReplyState::Sending as u8) {
-                    let key = ReplyKey { turn: turn.id, nth: *nth };
-                    self.flights.begin(&key.id(self.instance), key, turn.number);
-                }
-                let unsettled = of_turn.iter().filter(|(_, state)| *state < 2).count();
-                self.open_turns.insert(turn.id, Open { items: turn.items, unsettled, dead: None });
-            }
-        }
-        self.catch_up()?;
-        self.counters.set(self.tables.count()?);
-        self.replays = self.tables.meta(REPLAYS)?.unwrap_or(0);
-        self.data_version = self.tables.data_version()?;
-        Ok(())
     }
 
     /// The id that the next turn gets.
@@ -437,7 +412,8 @@ impl Committer {
                 self.tables.set_reply(key, ReplyState::Sending, None, None, clock::now()).map(drop)
             }
             Change::Unsent(key) => {
-                self.tables.set_reply(key, ReplyState::Stored, None, None, clock::now()).map(drop)
+                let tried = Some((&tables::TRIED, ""));
+                self.tables.set_reply(key, ReplyState::Stored, None, tried, clock::now()).map(drop)
             }
             Change::Sent(key, wamid) => {
                 self.flights.end(&key.id(self.instance));

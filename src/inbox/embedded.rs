@@ -247,10 +247,12 @@ impl Inbox for Embedded {
         Ok(turn)
     }
 
-    fn sending(&self, reply_id: &str, number: u64) -> Result<(), Failure> {
+    fn sending(&self, reply_id: &str, number: u64) -> Result<Option<Evidence>, Failure> {
         let key = self.key(reply_id)?;
         self.shared.flights.begin(reply_id, key, number);
-        self.change_now(Change::Sending(key))
+        self.change_now(Change::Sending(key))?;
+        // a status that came before the mark has settled the reply, and the mark changed nothing
+        Ok(self.shared.flights.evidence(reply_id))
     }
 
     fn sent(&self, reply_id: &str, wamid: &str) {
@@ -261,7 +263,6 @@ impl Inbox for Embedded {
 
     fn unsent(&self, reply_id: &str) {
         if let Ok(key) = self.key(reply_id) {
-            self.shared.flights.end(reply_id);
             self.change(Change::Unsent(key));
         }
     }

@@ -1,5 +1,6 @@
-//! Replies between `sending` and their settlement: where a status webhook finds the send of unknown outcome that it
-//! names. In memory, because the table has them too; usually as many as there are calls to Graph under way.
+//! Replies between their first `sending` and their settlement: where a status webhook finds the send that it names, also
+//! when it comes long after that was given up and before the next one. In memory, because the table has them too; usually
+//! as many as there are calls to Graph under way and replies that wait for another try.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::promise::{Keeper, promise};
 use super::tables::ReplyKey;
 use crate::event::hash64;
 
-/// All replies whose send was begun and is not settled, by the hash of their id.
+/// All replies whose send was begun once and that are not settled, by the hash of their id.
 #[derive(Default)]
 pub struct Flights {
     map: Mutex<HashMap<u64, Flight>>,
@@ -25,13 +26,28 @@ struct Flight {
 }
 
 impl Flights {
+    /// A send begins. What was said of an earlier one of the same reply is kept.
     pub fn begin(&self, reply_id: &str, key: ReplyKey, number: u64) {
-        let flight = Flight { key, number, evidence: None, waiter: None };
-        self.map.lock().insert(hash64(&[reply_id.as_bytes()]), flight);
+        let mut map = self.map.lock();
+        let new = || Flight { key, number, evidence: None, waiter: None };
+        let flight = map.entry(hash64(&[reply_id.as_bytes()])).or_insert_with(new);
+        if flight.key != key {
+            *flight = new();
+        }
     }
 
     pub fn end(&self, reply_id: &str) {
         self.map.lock().remove(&hash64(&[reply_id.as_bytes()]));
+    }
+
+    /// Ends those that have their evidence: where nobody will ask for it.
+    pub fn end_named(&self) {
+        self.map.lock().retain(|_, flight| flight.evidence.is_none());
+    }
+
+    /// What a status said of a reply, if one did.
+    pub fn evidence(&self, reply_id: &str) -> Option<Evidence> {
+        self.map.lock().get(&hash64(&[reply_id.as_bytes()]))?.evidence.clone()
     }
 
     /// Whether a status whose callback data hashes to `hash`, from `number`, may name one of them.
@@ -92,6 +108,22 @@ mod tests {
         }
         flights.report(hash64(&[b"b"]), Evidence::Failed("w".into(), 131026));
         assert_eq!(thread.join().expect("no panic"), Some(Evidence::Failed("w".into(), 131026)));
+    }
+
+    #[test]
+    fn a_later_send_of_the_same_reply_keeps_what_was_said_of_the_first() {
+        let flights = Flights::default();
+        flights.begin("a", KEY, 9);
+        flights.report(hash64(&[b"a"]), Evidence::Sent("w".into()));
+        flights.begin("a", KEY, 9);
+        assert_eq!(flights.evidence("a"), Some(Evidence::Sent("w".into())));
+        // of another reply it says nothing
+        flights.begin("a", ReplyKey { turn: 2, nth: 0 }, 9);
+        assert_eq!(flights.evidence("a"), None);
+        flights.report(hash64(&[b"a"]), Evidence::Sent("w".into()));
+        flights.begin("b", KEY, 9);
+        flights.end_named();
+        assert_eq!(flights.map.lock().len(), 1);
     }
 
     #[test]

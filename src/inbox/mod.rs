@@ -338,11 +338,13 @@ pub trait Inbox: Send + Sync + 'static {
     fn history(&self, session: &str, limit: usize) -> Result<Vec<Said>, Failure>;
     /// Stores an answer; durable on return.
     fn answered(&self, turn: NewTurn) -> Result<OpenTurn, Failure>;
-    /// Marks a reply as being sent from the number whose id hashes to `number`; durable on return.
-    fn sending(&self, reply_id: &str, number: u64) -> Result<(), Failure>;
+    /// Marks a reply as being sent from the number whose id hashes to `number`; durable on return. With evidence of an
+    /// earlier try it is settled, and must not be sent.
+    fn sending(&self, reply_id: &str, number: u64) -> Result<Option<Evidence>, Failure>;
     /// It went out. Rides in a later commit; once the last reply of the turn is settled its items are `sent`.
     fn sent(&self, reply_id: &str, wamid: &str);
-    /// Graph refused it before it took effect: may be sent again. Rides in a later commit.
+    /// Graph refused it before it took effect, or no status named it: may be sent again. A status that names it until then
+    /// settles it. Rides in a later commit.
     fn unsent(&self, reply_id: &str);
     /// It will not be sent; the turn's items end `dead` with the reason. Rides in a later commit.
     fn reply_dead(&self, reply_id: &str, reason: &Reason, detail: &str);

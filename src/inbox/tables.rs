@@ -18,6 +18,8 @@ const DERIVED: &str = "derived_commit";
 const INSTANCE: &str = "instance";
 /// `meta`: counts `inbox replay` runs of other processes.
 pub const REPLAYS: &str = "replays";
+/// The reason of a reply that is stored and to be sent again: a status may still name an earlier try.
+pub const TRIED: Reason = Reason::fixed("tried");
 
 /// One reply of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -445,15 +447,25 @@ pub fn tell_damaged(commit: u64) {
     log::error!("inbox: bodies of commit {commit} can't be read: the store is damaged");
 }
 
-/// Unsettled replies of each open turn, for the committer's book.
-pub fn open_replies(connection: &Connection) -> rusqlite::Result<HashMap<TurnId, Vec<(u32, u8)>>> {
+/// A reply of an open turn, as the committer's book needs it.
+pub struct OpenReply {
+    pub nth: u32,
+    pub state: u8,
+    /// A send was begun, and it is not settled.
+    pub may_be_out: bool,
+}
+
+/// Replies of each open turn, for the committer's book.
+pub fn open_replies(connection: &Connection) -> rusqlite::Result<HashMap<TurnId, Vec<OpenReply>>> {
     let mut statement = connection.prepare(
-        "SELECT r.turn, r.nth, r.state FROM turns t INDEXED BY turns_open JOIN replies r ON r.turn = t.id WHERE t.state = 0",
+        "SELECT r.turn, r.nth, r.state, r.state = 1 OR r.state = 0 AND r.reason IS NOT NULL
+         FROM turns t INDEXED BY turns_open JOIN replies r ON r.turn = t.id WHERE t.state = 0",
     )?;
-    let mut book: HashMap<TurnId, Vec<(u32, u8)>> = HashMap::new();
+    let mut book: HashMap<TurnId, Vec<OpenReply>> = HashMap::new();
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        book.entry(row.get(0)?).or_default().push((row.get(1)?, row.get(2)?));
+        let reply = OpenReply { nth: row.get(1)?, state: row.get(2)?, may_be_out: row.get(3)? };
+        book.entry(row.get(0)?).or_default().push(reply);
     }
     Ok(book)
 }

@@ -152,11 +152,14 @@ impl Turns {
         if self.is_too_old(turn.stored_ms, clock::now()) {
             return self.too_old(turn, nth);
         }
-        if let Err(failure) = self.inbox.sending(&turn.replies[nth].id, turn.number) {
-            log::warn!("turn {}: {failure}", turn.id);
-            return Step::Again(None);
+        match self.inbox.sending(&turn.replies[nth].id, turn.number) {
+            Ok(None) => self.send_now(turn, nth, business, place),
+            Ok(Some(_)) => self.named(turn, nth),
+            Err(failure) => {
+                log::warn!("turn {}: {failure}", turn.id);
+                Step::Again(None)
+            }
         }
-        self.send_now(turn, nth, business, place)
     }
 
     /// Sends what the inbox has as being sent.
@@ -229,10 +232,7 @@ impl Turns {
             let left = until.saturating_sub(clock::monotonic());
             let evidence = self.inbox.evidence(&id, left.min(SLICE));
             if evidence.is_some() {
-                log::info!("turn {}: reply {id} went out: a status names it", turn.id);
-                turn.replies[nth].state = ReplyState::Sent;
-                self.inbox.forget(&id);
-                REPLIES.inc();
+                self.named(turn, nth);
                 return true;
             }
             if left.is_zero() {
@@ -246,6 +246,16 @@ impl Turns {
         self.inbox.unsent(&id);
         turn.replies[nth].state = ReplyState::Stored;
         true
+    }
+
+    /// A status names it.
+    fn named(&self, turn: &mut OpenTurn, nth: usize) -> Step {
+        let id = &turn.replies[nth].id;
+        log::info!("turn {}: reply {id} went out: a status names it", turn.id);
+        self.inbox.forget(id);
+        turn.replies[nth].state = ReplyState::Sent;
+        REPLIES.inc();
+        Step::Settled
     }
 
     fn too_old(&self, turn: &mut OpenTurn, nth: usize) -> Step {

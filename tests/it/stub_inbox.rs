@@ -39,8 +39,8 @@ impl<F: Fn() -> Box<dyn Ticket> + Send + Sync + 'static> Inbox for StubInbox<F> 
     fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
         unreachable!("nothing is answered")
     }
-    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
-        Ok(())
+    fn sending(&self, _: &str, _: u64) -> Result<Option<Evidence>, Failure> {
+        Ok(None)
     }
     fn sent(&self, _: &str, _: &str) {}
     fn unsent(&self, _: &str) {}

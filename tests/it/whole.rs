@@ -33,10 +33,15 @@ fn number(id: &str, token: &str) -> Number {
 }
 
 fn meta() -> Sandbox {
+    meta_with(|_| {})
+}
+
+fn meta_with(change: impl FnOnce(&mut Options)) -> Sandbox {
     super::coroutines();
     let mut options =
         Options::new(Secret::new(APP_SECRET), vec![number(SHOP, "shop-token"), number(BANK, "bank-token")]);
     options.redeliver_after = Duration::from_millis(50);
+    change(&mut options);
     Sandbox::start(options).expect("starts")
 }
 
@@ -49,8 +54,11 @@ fn businesses(folder: &Path, graph: &str, extra: &[(&str, &str)]) -> HashMap<Str
 }
 
 fn world(extra: &[(&str, &str)]) -> World {
+    world_of(meta(), extra)
+}
+
+fn world_of(meta: Sandbox, extra: &[(&str, &str)]) -> World {
     let folder = tempfile::tempdir().expect("a folder");
-    let meta = meta();
     let settings = businesses(folder.path(), &meta.url(), extra);
     let service = Service::start(&settings);
     meta.set_webhook_url(&service.url("/webhook"));
@@ -324,6 +332,19 @@ fn a_send_of_unknown_outcome_waits_for_its_status_and_is_not_doubled() {
         texts.push(text);
         world.settles_with(&texts);
     }
+}
+
+#[test]
+fn a_status_that_comes_after_the_wait_and_before_the_next_try_keeps_it_from_being_made() {
+    // after SEND_SETTLE the next try is half a second away at least
+    let meta = meta_with(|options| options.status_delay = Duration::from_millis(250));
+    let world = world_of(meta, &[("SEND_SETTLE", "100ms")]);
+    world.meta.faults().add(Fault::next(1, What::AcceptThen500));
+    world.meta.say_and_wait(SHOP, ANNA, "Anna", "once", SOON);
+    world.settles_with(&["once"]);
+    std::thread::sleep(Duration::from_secs(2));
+    world.settles_with(&["once"]);
+    assert!(world.service.log().contains("no status names reply"), "{}", world.service.log());
 }
 
 #[test]

@@ -316,7 +316,7 @@ impl Inbox for Fake {
     fn answered(&self, _: NewTurn) -> Result<OpenTurn, Failure> {
         unreachable!("not the dispatcher's")
     }
-    fn sending(&self, _: &str, _: u64) -> Result<(), Failure> {
+    fn sending(&self, _: &str, _: u64) -> Result<Option<Evidence>, Failure> {
         unreachable!("not the dispatcher's")
     }
     fn sent(&self, _: &str, _: &str) {}

@@ -60,6 +60,34 @@ fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
     assert!(inbox.open_turns(0, 10).expect("read").is_empty());
 }
 
+/// Nobody waits for it any more, and the next try has not begun; or the process has ended in between.
+#[test]
+fn a_status_that_comes_between_two_tries_settles_the_reply_and_the_next_one_is_told() {
+    let named = Some(Evidence::Sent("wamid.S".to_owned()));
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100\nm bert b1 100");
+    let works = [next(&received), next(&received)];
+    let ids = works.each_ref().map(|work| answer(&inbox, work, &["one"]).replies[0].id.clone());
+    for id in &ids {
+        assert_eq!(inbox.sending(id, NUMBER), Ok(None));
+        inbox.unsent(id);
+    }
+    put(&inbox, &format!("s {} delivered", ids[0]));
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), works[0].id), State::Sent as u8);
+    assert_eq!(inbox.sending(&ids[0], NUMBER), Ok(named.clone()));
+    assert_eq!(state_of(folder.path(), works[0].id), State::Sent as u8);
+    inbox.forget(&ids[0]);
+    assert_eq!(inbox.evidence(&ids[0], Duration::ZERO), None, "nothing is kept of it");
+    inbox.close().expect("closed");
+    let (inbox, _received) = open(folder.path());
+    put(&inbox, &format!("s {} delivered", ids[1]));
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), works[1].id), State::Sent as u8);
+    assert_eq!(inbox.sending(&ids[1], NUMBER), Ok(named));
+}
+
 /// The mark that a send was begun comes with the answer, in one commit.
 #[test]
 fn an_answer_that_is_sent_at_once_counts_as_being_sent_also_after_a_restart() {
