@@ -29,6 +29,9 @@ const SPAM_HOLD: Duration = Duration::from_secs(3600);
 const CAMPAIGN_SYNC: Duration = Duration::from_secs(600);
 /// Words that can be a token: nothing else in Meta's messages is so long.
 const TOKEN_MIN: usize = 40;
+/// Code 1 is "an invalid request or a possible server error": what is not named by a status after it is sent once more, and
+/// only once, since a request that is invalid stays so.
+pub const ONCE_MORE: &str = "graph_1";
 /// Digits in a row that can be a phone number; error codes have at most six.
 const NUMBER_MIN: usize = 7;
 
@@ -270,6 +273,11 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_sent_once_more_is_code_1() {
+        assert_eq!(Reason::graph(1).as_str(), ONCE_MORE);
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Inbox for Embedded {
                     id: ReplyKey { turn: id, nth: nth as u32 }.id(self.instance),
                     body,
                     state: if new.is_sending && nth == 0 { ReplyState::Sending } else { ReplyState::Stored },
+                    is_last_try: false,
                 })
                 .collect(),
         };

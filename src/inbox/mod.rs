@@ -200,6 +200,8 @@ pub struct Reply {
     pub body: Box<RawValue>,
     /// How far it is.
     pub state: ReplyState,
+    /// It is to be sent once more only. In memory: a new process does not know.
+    pub is_last_try: bool,
 }
 
 /// How far a reply is. The numbers are stored.

@@ -370,7 +370,7 @@ fn reply_from(instance: u64, turn: TurnId, row: &Row<'_>) -> rusqlite::Result<Re
     let body = serde_json::value::RawValue::from_string(body).map_err(|e| {
         rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(e))
     })?;
-    Ok(Reply { id: ReplyKey { turn, nth: row.get(0)? }.id(instance), body, state })
+    Ok(Reply { id: ReplyKey { turn, nth: row.get(0)? }.id(instance), body, state, is_last_try: false })
 }
 
 impl ReplyKey {

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::dispatcher::{Job, Outcome};
 use crate::event::{Business, Recipient};
 use crate::failure::{Failure, Reason, Scope, Verdict};
-use crate::graph::Send;
+use crate::graph::{Send, errors};
 use crate::inbox::{OpenTurn, ReplyState, State};
 use crate::secret::masked;
 use crate::turnstile::Place;
@@ -214,11 +214,19 @@ impl Turns {
                     "turn {}: reply {id} may have gone out, waiting for its status: {failure}",
                     turn.id
                 );
-                turn.replies[nth].state = ReplyState::Sending;
-                if self.settle_unknown(turn, nth) && turn.replies[nth].state == ReplyState::Sent {
-                    return Step::Settled;
+                let reply = &mut turn.replies[nth];
+                reply.state = ReplyState::Sending;
+                let was_last = reply.is_last_try;
+                reply.is_last_try |= failure.reason.as_str() == errors::ONCE_MORE;
+                let is_given_up = was_last && failure.reason.as_str() == errors::ONCE_MORE;
+                if !self.settle_unknown(turn, nth) {
+                    return Step::Again(None);
                 }
-                Step::Again(None)
+                match turn.replies[nth].state {
+                    ReplyState::Sent => Step::Settled,
+                    _ if is_given_up => self.dead(turn, nth, &failure.reason, &failure.detail),
+                    _ => Step::Again(None),
+                }
             }
         }
     }
@@ -242,7 +250,7 @@ impl Turns {
                 return false;
             }
         }
-        log::info!("turn {}: no status names reply {id}: it goes out again", turn.id);
+        log::info!("turn {}: no status names reply {id}", turn.id);
         self.inbox.unsent(&id);
         turn.replies[nth].state = ReplyState::Stored;
         true

@@ -366,6 +366,19 @@ fn a_send_that_never_was_goes_out_after_the_wait() {
 }
 
 #[test]
+fn a_reply_that_graph_refuses_with_code_1_is_sent_once_more_and_no_more() {
+    let world = world(&[("SEND_SETTLE", "1s")]);
+    world.meta.faults().add(Fault::next(1, What::Graph(1)));
+    world.meta.say_and_wait(SHOP, ANNA, "Anna", "refused once", SOON);
+    world.settles_with(&["refused once"]);
+    world.meta.faults().add(Fault::next(2, What::Graph(1)));
+    world.meta.say_and_wait(SHOP, ANNA, "Anna", "refused twice", SOON);
+    world.has("dead", "graph_1 ");
+    world.meta.say_and_wait(SHOP, ANNA, "Anna", "the next one", SOON);
+    world.settles_with(&["refused once", "the next one"]);
+}
+
+#[test]
 fn calls_reuse_their_connections() {
     let world = world(&[]);
     for n in 0..30 {
