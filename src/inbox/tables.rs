@@ -453,18 +453,22 @@ pub struct OpenReply {
     pub state: u8,
     /// A send was begun, and it is not settled.
     pub may_be_out: bool,
+    /// Why it will not be sent.
+    pub dead: Option<(Reason, String)>,
 }
 
 /// Replies of each open turn, for the committer's book.
 pub fn open_replies(connection: &Connection) -> rusqlite::Result<HashMap<TurnId, Vec<OpenReply>>> {
     let mut statement = connection.prepare(
-        "SELECT r.turn, r.nth, r.state, r.state = 1 OR r.state = 0 AND r.reason IS NOT NULL
+        "SELECT r.turn, r.nth, r.state, r.state = 1 OR r.state = 0 AND r.reason IS NOT NULL,
+                iif(r.state = 3, coalesce(r.reason, ''), NULL), coalesce(r.detail, '')
          FROM turns t INDEXED BY turns_open JOIN replies r ON r.turn = t.id WHERE t.state = 0",
     )?;
     let mut book: HashMap<TurnId, Vec<OpenReply>> = HashMap::new();
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let reply = OpenReply { nth: row.get(1)?, state: row.get(2)?, may_be_out: row.get(3)? };
+        let dead = row.get::<_, Option<String>>(4)?.map(Reason::from).zip(row.get(5)?);
+        let reply = OpenReply { nth: row.get(1)?, state: row.get(2)?, may_be_out: row.get(3)?, dead };
         book.entry(row.get(0)?).or_default().push(reply);
     }
     Ok(book)

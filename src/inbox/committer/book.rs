@@ -1,5 +1,5 @@
-//! The committer's book at the start: the turns that the last process left open, and which of their replies may have gone
-//! out.
+//! The committer's book at the start: the turns that the last process left open, which of their replies may have gone out,
+//! and what they will end with if one of them is dead.
 
 use super::{Committer, Open};
 use crate::inbox::ReplyState;
@@ -25,7 +25,8 @@ impl Committer {
                     self.flights.begin(&key.id(self.instance), key, turn.number);
                 }
                 let unsettled = of_turn.iter().filter(|reply| reply.state < ReplyState::Sent as u8).count();
-                self.open_turns.insert(turn.id, Open { items: turn.items, unsettled, dead: None });
+                let dead = of_turn.iter().rev().find_map(|reply| reply.dead.clone());
+                self.open_turns.insert(turn.id, Open { items: turn.items, unsettled, dead });
             }
         }
         self.catch_up()?;

@@ -60,6 +60,28 @@ fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
     assert!(inbox.open_turns(0, 10).expect("read").is_empty());
 }
 
+#[test]
+fn a_turn_of_which_a_reply_is_dead_ends_dead_with_its_reason_also_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    let turn = answer(&inbox, &work, &["one", "two"]);
+    inbox.reply_dead(&turn.replies[0].id, &Reason::fixed("graph_131026"), "undeliverable");
+    inbox.close().expect("closed");
+    let (inbox, _received) = open(folder.path());
+    assert_eq!(inbox.sending(&turn.replies[1].id, NUMBER), Ok(None));
+    inbox.sent(&turn.replies[1].id, "wamid.2");
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), work.id), State::Dead as u8);
+    let connection = store::open_read_only(folder.path()).expect("opens");
+    let why: (String, String) = connection
+        .query_row("SELECT reason, detail FROM items", [], |r| Ok((r.get(0)?, r.get(1)?)))
+        .expect("the item is there");
+    assert_eq!(why, ("graph_131026".to_owned(), "undeliverable".to_owned()));
+    assert_eq!((inbox.counts().pending, inbox.counts().dead), (0, 1));
+}
+
 /// Nobody waits for it any more, and the next try has not begun; or the process has ended in between.
 #[test]
 fn a_status_that_comes_between_two_tries_settles_the_reply_and_the_next_one_is_told() {
