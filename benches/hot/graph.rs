@@ -91,15 +91,16 @@ fn answers(pairs: &mut Pairs) {
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         body: body.as_bytes().to_vec(),
     };
+    let token = Secret::new("a token");
     pairs.calls(
         Case { group: "graph", name: "answer: success", per: 1, floor: "skipping it", band: SUCCESS },
-        || client::wamid(answer(200, black_box(ACCEPTED))).expect("a success"),
+        || client::wamid(answer(200, black_box(ACCEPTED)), &token).expect("a success"),
         || skipped(&answer(200, black_box(ACCEPTED)).body),
     );
     let refused = answer(400, REFUSED);
     pairs.calls(
         Case { group: "graph", name: "answer: error", per: 1, floor: "skipping it", band: ERROR },
-        || errors::classify(400, &refused.headers, black_box(&refused.body)),
+        || errors::classify(400, &refused.headers, black_box(&refused.body), &token),
         || skipped(&refused.body),
     );
 }

@@ -18,6 +18,7 @@ use crate::event::{Business, Recipient, hash64};
 use crate::failure::{Failure, Reason, Source, Verdict};
 use crate::net;
 use crate::ops::metrics::{Counter, Family, Histogram};
+use crate::secret::Secret;
 use crate::turnstile::places::Rule;
 use crate::turnstile::{Place, Turnstile};
 
@@ -123,7 +124,7 @@ impl Client {
             timeout: self.timeout,
         });
         SECONDS.observe(clock::monotonic() - begun);
-        answer.map_err(|e| errors::no_answer(&e))
+        answer.map_err(|e| errors::no_answer(&e, &business.token))
     }
 }
 
@@ -154,7 +155,7 @@ impl Graph for Client {
         let sent = body::message(send)
             .map_err(|body::NotAMessage| refused("graph_bad_body", "the message is no JSON object"))
             .and_then(|body| self.post(send.business, send.phone_number_id, &body))
-            .and_then(wamid);
+            .and_then(|answer| wamid(answer, &send.business.token));
         if sent.is_ok() {
             self.turnstile.saw(place.age());
         }
@@ -170,27 +171,29 @@ impl Graph for Client {
         typing: bool,
     ) -> Result<(), Failure> {
         let _place = self.enter(phone_number_id);
-        let done = self.post(business, phone_number_id, &body::read(wamid, typing)).and_then(success);
+        let done = self
+            .post(business, phone_number_id, &body::read(wamid, typing))
+            .and_then(|answer| success(answer, &business.token));
         READS.inc(outcome(&done));
         done
     }
 }
 
 /// The wamid of the first message of a success; anything else is a failure, see [`errors::classify`]. Pure.
-pub fn wamid(answer: net::Answer) -> Result<String, Failure> {
+pub fn wamid(answer: net::Answer, token: &Secret) -> Result<String, Failure> {
     let accepted = is_2xx(&answer).then(|| serde_json::from_slice::<Accepted>(&answer.body).ok()).flatten();
     let first = accepted.and_then(|accepted| accepted.messages.into_iter().next());
     match first {
         Some(message) if (1..=WAMID_MAX).contains(&message.id.len()) => Ok(message.id),
-        _ => Err(errors::classify(answer.status, &answer.headers, &answer.body)),
+        _ => Err(errors::classify(answer.status, &answer.headers, &answer.body, token)),
     }
 }
 
-fn success(answer: net::Answer) -> Result<(), Failure> {
+fn success(answer: net::Answer, token: &Secret) -> Result<(), Failure> {
     let done = is_2xx(&answer).then(|| serde_json::from_slice::<Done>(&answer.body).ok()).flatten();
     match done {
         Some(Done { success: true }) => Ok(()),
-        _ => Err(errors::classify(answer.status, &answer.headers, &answer.body)),
+        _ => Err(errors::classify(answer.status, &answer.headers, &answer.body, token)),
     }
 }
 

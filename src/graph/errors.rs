@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::failure::{Failure, Reason, Scope, Source, Verdict};
 use crate::net::CallError;
-use crate::secret::masked;
+use crate::secret::{Secret, masked};
 
 /// The longest detail, in characters.
 pub const DETAIL_MAX: usize = 300;
@@ -67,8 +67,9 @@ struct Usage {
     estimated_time_to_regain_access: u64,
 }
 
-/// What an answer means that is not the success which was asked for. Header names in lower case.
-pub fn classify(status: u16, headers: &[(String, String)], body: &[u8]) -> Failure {
+/// What an answer means that is not the success which was asked for. Header names in lower case. `token`: the one of the
+/// call, which its text may repeat.
+pub fn classify(status: u16, headers: &[(String, String)], body: &[u8], token: &Secret) -> Failure {
     let Some((code, error)) = parse(body) else {
         let detail = format!("HTTP {status} without a Graph error, {} bytes", body.len());
         return failure(without_code(status, headers), format!("graph_http_{status}").into(), detail);
@@ -78,17 +79,17 @@ pub fn classify(status: u16, headers: &[(String, String)], body: &[u8]) -> Failu
     if verdict == Verdict::Dead && is_transient && status < 500 {
         verdict = Verdict::Retry { after: retry_after(headers) };
     }
-    failure(verdict, Reason::graph(code), detail(&error))
+    failure(verdict, Reason::graph(code), detail(&error, token))
 }
 
 /// What it means that there was no answer.
-pub fn no_answer(error: &CallError) -> Failure {
+pub fn no_answer(error: &CallError, token: &Secret) -> Failure {
     let (verdict, reason) = match (error.may_have_arrived, error.timed_out) {
         (false, _) => (Verdict::Retry { after: None }, "graph_connect"),
         (true, true) => (Verdict::Unknown, "graph_timeout"),
         (true, false) => (Verdict::Unknown, "graph_reset"),
     };
-    failure(verdict, Reason::fixed(reason), cleaned(&error.detail))
+    failure(verdict, Reason::fixed(reason), cleaned(&error.detail, token))
 }
 
 /// What happens next, by code; `None` for a code that is not known. In the order of Meta's table.
@@ -157,20 +158,22 @@ fn parse(body: &[u8]) -> Option<(i64, GraphError<'_>)> {
     Some((code, error))
 }
 
-fn detail(error: &GraphError<'_>) -> String {
+fn detail(error: &GraphError<'_>, token: &Secret) -> String {
     let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
     let message = error.message.and_then(text).unwrap_or_default();
     let data = error.error_data.and_then(|raw| {
         serde_json::from_str::<ErrorData>(raw.get()).map(|data| data.details).ok().or_else(|| text(raw))
     });
     match data {
-        Some(details) => cleaned(&format!("{message}: {details}")),
-        None => cleaned(&message),
+        Some(details) => cleaned(&format!("{message}: {details}"), token),
+        None => cleaned(&message, token),
     }
 }
 
-/// One line of at most [`DETAIL_MAX`] characters, without what can be a token or a phone number.
-fn cleaned(text: &str) -> String {
+/// One line of at most [`DETAIL_MAX`] characters, without the token, what can be another one, or a phone number.
+fn cleaned(text: &str, token: &Secret) -> String {
+    // before the words are looked at: a token may consist of several, and may be cut where the text is
+    let text = if token.reveal().is_empty() { text.to_owned() } else { text.replace(token.reveal(), "***") };
     let mut clean = String::new();
     let mut word = String::new();
     // more is never needed, however long the text is
@@ -227,10 +230,14 @@ mod tests {
 
     use super::*;
 
+    fn token() -> Secret {
+        Secret::new("shop-token-1")
+    }
+
     fn coded(code: i64, status: u16, headers: &[(&str, &str)]) -> Verdict {
         let body = format!("{{\"error\":{{\"message\":\"m\",\"code\":{code},\"fbtrace_id\":\"x\"}}}}");
         let headers: Vec<_> = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let failure = classify(status, &headers, body.as_bytes());
+        let failure = classify(status, &headers, body.as_bytes(), &token());
         assert_eq!(failure.reason.as_str(), format!("graph_{code}"));
         failure.verdict
     }
@@ -311,10 +318,10 @@ mod tests {
     #[test]
     fn a_transient_error_with_a_4xx_is_tried_again() {
         let body = br#"{"error":{"message":"m","code":100,"is_transient":true}}"#;
-        assert_eq!(classify(400, &[], body).verdict, retry(None));
-        assert_eq!(classify(500, &[], body).verdict, Verdict::Dead);
+        assert_eq!(classify(400, &[], body, &token()).verdict, retry(None));
+        assert_eq!(classify(500, &[], body, &token()).verdict, Verdict::Dead);
         let body = br#"{"error":{"message":"m","code":2,"is_transient":true}}"#;
-        assert_eq!(classify(400, &[], body).verdict, Verdict::Unknown);
+        assert_eq!(classify(400, &[], body, &token()).verdict, Verdict::Unknown);
     }
 
     #[test]
@@ -322,15 +329,16 @@ mod tests {
         for body in
             ["<html>Bad Gateway</html>", "", "{\"error\":\"x\"}", "[]", "{\"error\":{\"message\":\"m\"}}"]
         {
-            let failure = classify(502, &[], body.as_bytes());
+            let failure = classify(502, &[], body.as_bytes(), &token());
             assert_eq!(
                 (failure.verdict, failure.reason.as_str()),
                 (Verdict::Unknown, "graph_http_502"),
                 "{body}"
             );
-            assert_eq!(classify(404, &[], body.as_bytes()).verdict, Verdict::Dead);
-            assert_eq!(classify(429, &[], body.as_bytes()).verdict, retry(None));
-            assert_eq!(classify(200, &[], body.as_bytes()).verdict, Verdict::Unknown);
+            let verdict = |status| classify(status, &[], body.as_bytes(), &token()).verdict;
+            assert_eq!(verdict(404), Verdict::Dead);
+            assert_eq!(verdict(429), retry(None));
+            assert_eq!(verdict(200), Verdict::Unknown);
         }
     }
 
@@ -338,27 +346,48 @@ mod tests {
     fn details_are_taken_from_either_form_and_hold_no_secret() {
         let object =
             br#"{"error":{"message":"(#130429) Rate limit hit","code":130429,"error_data":{"details":"d"}}}"#;
-        assert_eq!(classify(400, &[], object).detail, "(#130429) Rate limit hit: d");
+        assert_eq!(classify(400, &[], object, &token()).detail, "(#130429) Rate limit hit: d");
         let string = br#"{"error":{"message":"m","code":"100","error_data":"d"}}"#;
-        assert_eq!(classify(400, &[], string).detail, "m: d");
-        let token = "EAAG".to_owned() + &"x7".repeat(90);
+        assert_eq!(classify(400, &[], string, &token()).detail, "m: d");
+        let meta_token = "EAAG".to_owned() + &"x7".repeat(90);
         let body = format!(
-            r#"{{"error":{{"message":"Malformed access token {token}\n for +16505551234","code":190}}}}"#
+            r#"{{"error":{{"message":"Malformed access token {meta_token}\n for +16505551234","code":190}}}}"#
         );
-        let detail = classify(401, &[], body.as_bytes()).detail;
+        let detail = classify(401, &[], body.as_bytes(), &token()).detail;
         assert_eq!(detail, "Malformed access token ***  for …1234");
         let long = format!(
             r#"{{"error":{{"message":"{}","code":1,"error_data":{{"details":7}}}}}}"#,
             "é ".repeat(5000)
         );
-        assert_eq!(classify(500, &[], long.as_bytes()).detail.chars().count(), DETAIL_MAX);
+        assert_eq!(classify(500, &[], long.as_bytes(), &token()).detail.chars().count(), DETAIL_MAX);
+    }
+
+    #[test]
+    fn the_token_of_the_call_is_in_no_detail_whatever_it_looks_like() {
+        for secret in ["shop-token-1", "two words", "12345678", "0", "a/b", "ä\"é"] {
+            let token = Secret::new(secret);
+            let text = serde_json::to_string(&format!("{}is {secret}.", "x ".repeat(145))).expect("a text");
+            let body =
+                format!(r#"{{"error":{{"message":{text},"code":190,"error_data":{{"details":{text}}}}}}}"#);
+            let detail = classify(401, &[], body.as_bytes(), &token).detail;
+            assert!(detail.contains("is ***.") && !detail.contains(secret), "{secret}: {detail}");
+            let error =
+                CallError { may_have_arrived: true, timed_out: false, detail: format!("at {secret}") };
+            assert_eq!(no_answer(&error, &token).detail, "at ***");
+        }
+        assert_eq!(
+            classify(400, &[], br#"{"error":{"message":"m","code":1}}"#, &Secret::new("")).detail,
+            "m"
+        );
     }
 
     #[test]
     fn a_call_without_an_answer_is_tried_again_only_if_it_did_not_arrive() {
         let ended = |may_have_arrived, timed_out| {
-            let failure =
-                no_answer(&CallError { may_have_arrived, timed_out, detail: "POST host: refused".into() });
+            let failure = no_answer(
+                &CallError { may_have_arrived, timed_out, detail: "POST host: refused".into() },
+                &token(),
+            );
             (failure.verdict, failure.reason.as_str().to_owned())
         };
         assert_eq!(ended(false, false), (retry(None), "graph_connect".into()));
@@ -373,13 +402,13 @@ mod tests {
             status in 100u16..600,
             body in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            let failure = classify(status, &[], &body);
+            let failure = classify(status, &[], &body, &token());
             prop_assert!(failure.detail.chars().count() <= DETAIL_MAX);
         }
 
         #[test]
         fn a_detail_is_one_bounded_line(text in "\\PC*|(.|\\n){0,900}") {
-            let clean = cleaned(&text);
+            let clean = cleaned(&text, &token());
             prop_assert!(clean.chars().count() <= DETAIL_MAX && !clean.contains(char::is_control));
         }
     }
