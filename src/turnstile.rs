@@ -59,6 +59,22 @@ impl Turnstile {
         Place { turnstile: self, number, is_held: true, since: clock::monotonic(), waited }
     }
 
+    /// The same, but gives up after `within` (and 50 ms at least).
+    pub fn enter_within(&self, number: u64, within: Duration) -> Option<Place<'_>> {
+        let waiter = self.line_up(number, false);
+        if let Some(waiter) = &waiter
+            && waiter.park(Some(within.max(clock::TIMER_MIN))).is_err()
+        {
+            clock::back_to_worker();
+            if self.places.lock().leave(number, |other| Arc::ptr_eq(other, waiter)) {
+                return None;
+            }
+            // it was given one in the same instant
+        }
+        let since = clock::monotonic();
+        Some(Place { turnstile: self, number, is_held: true, since, waited: waiter.is_some() })
+    }
+
     /// The same if there is one free now and nobody waits before it.
     pub fn try_enter(&self, number: u64) -> Option<Place<'_>> {
         let now = clock::monotonic();
@@ -68,17 +84,23 @@ impl Turnstile {
 
     /// Whether it had to wait.
     fn take(&self, number: u64, returns: bool) -> bool {
+        let Some(waiter) = self.line_up(number, returns) else { return false };
+        // no timeout, and cancelling is ignored: it returns because it has its place
+        let _ = waiter.park(None);
+        true
+    }
+
+    /// Takes a place if there is one; else returns what wakes it once it has one.
+    fn line_up(&self, number: u64, returns: bool) -> Option<Arc<Blocker>> {
         let now = clock::monotonic();
         let mut places = self.places.lock();
         if places.take(number, returns, now) {
-            return false;
+            return None;
         }
         let waiter = Arc::new(Blocker::new(true));
         places.wait(number, returns, waiter.clone(), now);
         self.go_on(places, now);
-        // no timeout, and cancelling is ignored: it returns because it has its place
-        let _ = waiter.park(None);
-        true
+        Some(waiter)
     }
 
     /// How long something took for which a place is needed, and which ended well: the fastest says how many places are
@@ -197,6 +219,31 @@ mod tests {
         drop(places);
         assert!(turnstile.try_enter(1).is_some_and(|place| !place.waited));
         drop(of_another);
+        assert!(turnstile.places.lock().is_idle());
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "the test's threads are no coroutines")]
+    fn who_gives_up_leaves_no_trace_and_is_given_nothing() {
+        let turnstile = Turnstile::new(Rule { least: 1, most: 1, ..FEW });
+        let held = turnstile.enter(1);
+        for number in [1, 2] {
+            assert!(turnstile.enter_within(number, Duration::ZERO).is_none());
+            assert_eq!(turnstile.places.lock().waiting(number), 0);
+        }
+        assert!(!turnstile.places.lock().has_next());
+        std::thread::scope(|scope| {
+            let late =
+                || turnstile.enter_within(2, Duration::from_secs(20)).is_some_and(|place| place.waited);
+            let waits = scope.spawn(late);
+            while turnstile.places.lock().waiting(2) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(turnstile.enter_within(2, Duration::ZERO).is_none(), "the other one goes on waiting");
+            drop(held);
+            assert!(waits.join().expect("no panic"));
+        });
+        assert!(turnstile.enter_within(3, Duration::ZERO).is_some_and(|place| !place.waited));
         assert!(turnstile.places.lock().is_idle());
     }
 

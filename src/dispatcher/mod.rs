@@ -20,6 +20,7 @@ use crate::failure::Scope;
 use crate::inbox::{OpenTurn, Work};
 use crate::ops::metrics::{Counter, Gauge, Metric};
 pub use run::Dispatcher;
+pub use workers::spawn;
 
 /// What a lane has to do.
 #[derive(Debug)]

@@ -179,7 +179,7 @@ impl Dispatcher {
 }
 
 /// Runs `f` on a new coroutine. False: there is no memory for its stack (`may` panics then), and `f` is gone.
-pub(super) fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
+pub fn spawn(f: impl FnOnce() + Send + 'static) -> bool {
     let is_spawned = catch_unwind(AssertUnwindSafe(|| {
         drop(may::go!(move || {
             stack::begin();

@@ -147,6 +147,12 @@ impl Graph for Client {
         place
     }
 
+    fn enter_within(&self, phone_number_id: &str, within: Duration) -> Option<Place<'_>> {
+        let place = self.turnstile.enter_within(hash64(&[phone_number_id.as_bytes()]), within);
+        QUEUED.add(u64::from(place.as_ref().is_none_or(|place| place.waited)));
+        place
+    }
+
     fn try_enter(&self, phone_number_id: &str) -> Option<Place<'_>> {
         self.turnstile.try_enter(hash64(&[phone_number_id.as_bytes()]))
     }
@@ -169,8 +175,8 @@ impl Graph for Client {
         phone_number_id: &str,
         wamid: &str,
         typing: bool,
+        _place: Place<'_>,
     ) -> Result<(), Failure> {
-        let _place = self.enter(phone_number_id);
         let done = self
             .post(business, phone_number_id, &body::read(wamid, typing))
             .and_then(|answer| success(answer, &business.token));

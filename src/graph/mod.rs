@@ -48,6 +48,8 @@ pub trait Graph: std::marker::Send + Sync + 'static {
     fn reserve(&self, phone_number_id: &str, to: &Recipient) -> std::time::Duration;
     /// A place among this number's calls at once, for [`Graph::send`]; waits for one.
     fn enter(&self, phone_number_id: &str) -> Place<'_>;
+    /// The same, but gives up after `within`.
+    fn enter_within(&self, phone_number_id: &str, within: std::time::Duration) -> Option<Place<'_>>;
     /// The same if there is one free now.
     fn try_enter(&self, phone_number_id: &str) -> Option<Place<'_>>;
     /// Sends it once and returns the wamid. See [`crate::failure::Verdict`] for what the errors mean.
@@ -59,5 +61,6 @@ pub trait Graph: std::marker::Send + Sync + 'static {
         phone_number_id: &str,
         wamid: &str,
         typing: bool,
+        place: Place<'_>,
     ) -> Result<(), Failure>;
 }

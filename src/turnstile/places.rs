@@ -114,6 +114,21 @@ impl<W> Places<W> {
         self.queue(number, now);
     }
 
+    /// A call that has not begun gives up; false: it has its place already.
+    pub fn leave(&mut self, number: u64, is_it: impl Fn(&W) -> bool) -> bool {
+        let Some(entry) = self.numbers.get_mut(&number) else { return false };
+        let Some(nth) = entry.waiting.iter().position(is_it) else { return false };
+        entry.waiting.remove(nth);
+        if !entry.has_waiting() {
+            entry.is_queued = false;
+            if entry.taken == 0 {
+                self.numbers.remove(&number);
+            }
+            self.ring.retain(|queued| *queued != number);
+        }
+        true
+    }
+
     /// How long something took for which a place is needed, and which ended well.
     pub fn saw(&mut self, took: Duration, now: Duration) {
         self.fastest.saw(took, now);

@@ -125,8 +125,8 @@ fn a_message_is_posted_as_meta_documents_it() {
 fn a_receipt_is_posted_with_and_without_the_indicator() {
     let (server, seen) = answering(200, "", r#"{"success":true}"#);
     let client = client(&format!("http://{}", server.address), Duration::from_secs(10));
-    client.read(&business(), "1", "wamid.IN", false).expect("read");
-    client.read(&business(), "1", "wamid.IN", true).expect("read");
+    client.read(&business(), "1", "wamid.IN", false, client.enter("1")).expect("read");
+    client.read(&business(), "1", "wamid.IN", true, client.enter("1")).expect("read");
     let bodies: Vec<_> = seen.lock().iter().map(|s| String::from_utf8_lossy(&s.body).into_owned()).collect();
     assert_eq!(
         bodies,
@@ -209,7 +209,8 @@ fn a_number_whose_calls_hang_leaves_a_place_to_the_others() {
     let hanging: Vec<_> = (0..20)
         .map(|n| {
             let client = Arc::clone(&client);
-            std::thread::spawn(move || client.read(&business(), "111", &format!("wamid.{n}"), false))
+            let wamid = format!("wamid.{n}");
+            std::thread::spawn(move || client.read(&business(), "111", &wamid, false, client.enter("111")))
         })
         .collect();
     std::thread::sleep(Duration::from_millis(500));
@@ -226,7 +227,7 @@ fn a_number_that_would_change_the_path_is_never_put_into_it() {
     let (server, seen) = answering(200, "", r#"{"success":true}"#);
     let client = client(&format!("http://{}", server.address), Duration::from_secs(10));
     for id in ["", "../1", "1?x=", "1/2", "1%2f", "1\r\n", "é"] {
-        let failure = client.read(&business(), id, "wamid.IN", false).expect_err("refused");
+        let failure = client.read(&business(), id, "wamid.IN", false, client.enter(id)).expect_err("refused");
         assert_eq!((failure.verdict, failure.reason.as_str()), (Verdict::Dead, "graph_bad_number"));
     }
     assert!(seen.lock().is_empty());
