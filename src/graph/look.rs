@@ -69,21 +69,21 @@ impl Looker {
         }
         let bearer = Zeroizing::new(format!("Bearer {}", token.reveal()));
         let url = format!("{}/{phone_number_id}?fields={FIELDS}", self.base);
-        self.ask(&url, &[("authorization", bearer.as_str())], within)
+        self.ask(&url, &[("authorization", bearer.as_str())], token, within)
     }
 
     /// Whether anything is there, without a token: the answer is a refusal.
     pub fn anybody(&self, within: Duration) -> Seen {
-        self.ask(&format!("{}/me", self.base), &[], within)
+        self.ask(&format!("{}/me", self.base), &[], &Secret::new(""), within)
     }
 
-    fn ask(&self, url: &str, headers: &[(&str, &str)], within: Duration) -> Seen {
+    fn ask(&self, url: &str, headers: &[(&str, &str)], token: &Secret, within: Duration) -> Seen {
         let begun = clock::monotonic();
         let call = net::Call { method: "GET", url, headers, body: &[], timeout: within };
         let answer = match self.http.call(&call) {
             Ok(answer) => answer,
             Err(e) => {
-                let number = Err(errors::no_answer(&e));
+                let number = Err(errors::no_answer(&e, token));
                 return Seen { number, answered: false, ahead_ms: None, version: None };
             }
         };
@@ -91,7 +91,8 @@ impl Looker {
         let ahead_ms = answer.header("date").and_then(|date| ahead(date, clock::now(), took_ms));
         let version = answer.header("facebook-api-version").map(str::to_owned);
         let number = is_2xx(&answer).then(|| serde_json::from_slice(&answer.body).ok()).flatten();
-        let number = number.ok_or_else(|| errors::classify(answer.status, &answer.headers, &answer.body));
+        let number =
+            number.ok_or_else(|| errors::classify(answer.status, &answer.headers, &answer.body, token));
         Seen { number, answered: true, ahead_ms, version }
     }
 }
