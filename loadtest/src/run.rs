@@ -244,7 +244,7 @@ impl Bench<'_> {
         server.items = (now.sum("inbox_items_total") - before.sum("inbox_items_total")).max(0.0) as u64;
         let commit_p99 = now.quantile_since(before, "inbox_commit_seconds", 0.99);
         server.commit_p99 = commit_p99.filter(|s| s.is_finite()).map(|s| (s * 1e6) as u64);
-        server.turns = since("turns_total");
+        server.turns = since("turns_begun_total");
         server.replies = since("replies_total");
         server.statuses = since("inbox_items_total{kind=\"status\"}");
         figures.directory = now.has("directory_hits_total").then(|| Directory {

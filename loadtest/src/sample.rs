@@ -200,7 +200,7 @@ impl Series {
             commits: since("inbox_commits_total"),
             items: (metrics.sum("inbox_items_total") - self.metrics.sum("inbox_items_total")).max(0.0) as u64,
             commit_p99: commit_p99.filter(|s| s.is_finite()).map(|s| (s * 1e6) as u64),
-            turns: since("turns_total"),
+            turns: since("turns_begun_total"),
             running: metrics.value("turns_running").max(0.0) as u64,
             statuses: since("inbox_items_total{kind=\"status\"}"),
         };

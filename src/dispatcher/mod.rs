@@ -89,7 +89,7 @@ pub trait Runner: Send + Sync + 'static {
     fn run(&self, job: Job) -> Outcome;
 }
 
-static TURNS: Counter = Counter::new("turns_total", "Turns run, tries included");
+static TURNS: Counter = Counter::new("turns_begun_total", "Turns begun, tries included");
 static PANICS: Counter = Counter::new("turn_panics_total", "Turns that panicked and are tried again");
 static LOST: Counter =
     Counter::new("turns_given_up_total", "Turns given up after panics in a row; their items are dead");

@@ -434,3 +434,15 @@ fn logs_show_no_token_no_text_and_no_number() {
     assert!(log.contains("ANYONE CAN POST"), "{log}");
     assert!(log.contains("graph_131026"), "{log}");
 }
+
+#[test]
+fn no_metric_is_declared_twice() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, text) = Service::start(&settings(folder.path(), &[])).get("/metrics/prometheus");
+    let mut names: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 50, "{text}");
+    names.sort_unstable();
+    let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
