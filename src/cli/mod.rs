@@ -45,7 +45,7 @@ impl From<String> for Failed {
 
 /// WhatsApp webhook server: verify, store durably, 200 at once; then let an agent answer.
 #[derive(Parser)]
-#[command(name = "whatsapp-webhook", version, max_term_width = 100)]
+#[command(name = "whatsapp-webhook", version, propagate_version = true, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

@@ -7,6 +7,7 @@
 mod agents;
 mod benches;
 mod business;
+mod cli;
 mod corpus;
 mod crash;
 mod directory;
