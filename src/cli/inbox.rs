@@ -249,8 +249,7 @@ fn by_text(connection: &Connection, text: &str, limit: usize) -> rusqlite::Resul
             }
             (PARSER.items)(body, &mut parsed);
             for item in &parsed {
-                let described = unpack::describe(body, item.kind, item.path);
-                if described.wamid == text || described.sender == text {
+                if unpack::describe(body, item.kind, item.path).has(text) {
                     items.extend(at(connection, row.get(0)?, nth as u32, item.path)?);
                     // a duplicate has no row of its own: the first one's row tells
                     items.extend(by_key(connection, ItemId { timestamp: item.timestamp, key: item.key })?);

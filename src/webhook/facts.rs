@@ -426,7 +426,15 @@ impl<'a> StatusFacts<'a> {
 
     /// Whom it is about: the participant of a group, else the recipient; the phone number before the user id.
     pub fn recipient(&self) -> &str {
-        first([&self.participant_id, &self.participant_user_id, &self.recipient_id, &self.recipient_user_id])
+        first(self.recipient_ids())
+    }
+
+    /// The phone number and the user id of whom it is about; empty where there is none.
+    pub fn recipient_ids(&self) -> [&str; 2] {
+        match [&*self.participant_id, &*self.participant_user_id] {
+            ["", ""] => [&self.recipient_id, &self.recipient_user_id],
+            participant => participant,
+        }
     }
 
     /// Its key: (wamid, status, recipient, timestamp), or its bytes where it has no wamid; `None`: they are

@@ -64,12 +64,21 @@ pub struct Description {
     pub wamid: String,
     /// User id, else phone number; of a status: the recipient. Empty where there is none.
     pub sender: String,
+    /// The other id of the same person; empty where there is only one.
+    pub sender_too: String,
     /// The change's `field`.
     pub field: String,
     /// Of a message its type, of a status its status; else empty.
     pub type_name: String,
     /// The number it is about; empty where there is none.
     pub phone_number_id: String,
+}
+
+impl Description {
+    /// Whether `id` is its wamid or one of its sender's ids.
+    pub fn has(&self, id: &str) -> bool {
+        !id.is_empty() && [&self.wamid, &self.sender, &self.sender_too].into_iter().any(|own| own == id)
+    }
 }
 
 /// The messages at `paths`, in their order: each must be one that is answered.
@@ -225,21 +234,28 @@ pub fn describe(body: &[u8], kind: Kind, path: Path) -> Description {
     match raw {
         Some(raw) if kind == Kind::Status => {
             let facts = scan::status_facts(raw);
-            this.sender = facts.recipient().to_owned();
+            let [phone, user] = facts.recipient_ids();
+            (this.sender, this.sender_too) = one_and_other(phone, user);
             this.wamid = facts.id.into_owned();
             this.type_name = facts.status.into_owned();
         }
         Some(raw) => {
             let facts = scan::message_facts(raw);
             let contacts: Vec<_> = value.contacts().into_iter().map(scan::contact).collect();
-            let sender = facts.sender(&contacts, path.index as usize, false);
-            this.sender = if sender.user_id.is_empty() { sender.wa_id } else { sender.user_id }.to_owned();
+            let sender = facts.sender(&contacts, path.index as usize, true);
+            (this.sender, this.sender_too) = one_and_other(sender.user_id, sender.wa_id);
             this.wamid = facts.id.to_string();
             this.type_name = facts.type_name().to_owned();
         }
         None => {}
     }
     this
+}
+
+/// The first id that is there, then the one that is left.
+fn one_and_other(first: &str, second: &str) -> (String, String) {
+    let (one, other) = if first.is_empty() { (second, "") } else { (first, second) };
+    (one.to_owned(), other.to_owned())
 }
 
 fn change_of(path: Path) -> (u32, u32) {

@@ -446,3 +446,25 @@ fn no_metric_is_declared_twice() {
     let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
     assert!(twice.is_empty(), "{twice:?}");
 }
+
+#[test]
+fn a_person_is_found_by_either_of_two_ids() {
+    let world = world(&[]);
+    let with_user_id = |body: String| {
+        body.replace("\"type\":\"text\"", "\"from_user_id\":\"US.77\",\"type\":\"text\"")
+            .replace("\"recipient_id\"", "\"recipient_user_id\":\"US.88\",\"recipient_id\"")
+    };
+    let status = format!(
+        r#"{{"value":{{"metadata":{{"phone_number_id":"{SHOP}"}},"statuses":[{{"id":"wamid.s","status":"read","timestamp":"{}","recipient_id":"{BERT}"}}]}},"field":"messages"}}"#,
+        harness::now()
+    );
+    let message = harness::message(SHOP, ANNA, "wamid.both", "hello", harness::now());
+    for body in [message, harness::envelope(&[status])] {
+        assert_eq!(world.service.post(with_user_id(body).as_bytes()), Some(200));
+    }
+    world.settles_with(&["hello"]);
+    world.has("kept", "status");
+    for (id, kind) in [(ANNA, "message"), ("US.77", "message"), (BERT, "status"), ("US.88", "status")] {
+        until(id, SOON, || world.inbox(&["inspect", id]).contains(&format!("  {kind}  ")));
+    }
+}
