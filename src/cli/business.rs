@@ -11,6 +11,7 @@ use std::io::{self, IsTerminal, Read, Write};
 
 use clap::{Args, Subcommand};
 
+use super::Failed;
 use crate::directory::judge::FALLBACK_SUB_DOMAIN;
 use crate::directory::store::{NUMBERS_MAX, Record, Store, all};
 use crate::directory::tokens::{self, Form, Keys, TOKEN_MAX, Unreadable};
@@ -109,7 +110,7 @@ pub fn run(
     config: &config::Directory,
     out: &mut dyn Write,
     input: &mut dyn Read,
-) -> Result<(), String> {
+) -> Result<(), Failed> {
     let store = directory::store(config).map_err(|e| e.to_string())?;
     let store = &*store;
     let text = match command {
@@ -118,9 +119,10 @@ pub fn run(
         Command::Show { sub_domain } => show(config, store, &sub_domain)?,
         Command::Remove { sub_domain } => remove(store, &sub_domain)?,
         Command::Import => lines::import(store, input)?,
-        Command::Export => return lines::export(store, out),
+        Command::Export => return Ok(lines::export(store, out)?),
     };
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Ok(written.map_err(|e| format!("standard output: {e}"))?)
 }
 
 fn run_add(
@@ -128,17 +130,18 @@ fn run_add(
     config: &config::Directory,
     store: &dyn Store,
     input: &mut dyn Read,
-) -> Result<String, String> {
+) -> Result<String, Failed> {
     let keys = Keys::new(config.encryption_secret.as_ref(), None);
-    let mut faults = Vec::new();
+    // of the use: in what was typed or is set; the others are in what was piped in or is stored
+    let (mut of_use, mut faults) = (Vec::new(), Vec::new());
     if config.encryption_secret.is_none() && !add.keep_token {
-        faults.push("ENCRYPTION_SECRET is not set: the token can't be encrypted".to_owned());
+        of_use.push("ENCRYPTION_SECRET is not set: the token can't be encrypted".to_owned());
     }
     let known = one(store, &add.subdomain)?;
     let token = match (add.keep_token, &known) {
         (true, Some(_)) => None,
         (true, None) => {
-            faults.push(format!("--keep-token: there is no business {:?} yet", add.subdomain));
+            of_use.push(format!("--keep-token: there is no business {:?} yet", add.subdomain));
             None
         }
         (false, _) => read_token(input).map_err(|fault| faults.push(fault)).ok(),
@@ -151,23 +154,28 @@ fn run_add(
             ("--waba-id", add.waba_id.is_none()),
         ];
         let missing = missing.iter().filter(|(_, is_missing)| *is_missing);
-        faults.extend(missing.map(|(option, _)| format!("{option} is required for a new business")));
+        of_use.extend(missing.map(|(option, _)| format!("{option} is required for a new business")));
     }
     // what others stored may stay as it is; what is given here is checked
     let before = known.as_ref().map_or_else(Vec::new, check);
     let mut record = changed(known.unwrap_or_else(|| Record::new(&*add.subdomain)), add);
-    faults.extend(check(&record).into_iter().filter(|fault| !before.contains(fault)));
-    if faults.is_empty() {
+    of_use.extend(check(&record).into_iter().filter(|fault| !before.contains(fault)));
+    if of_use.is_empty() && faults.is_empty() {
         record.access_token = match token {
-            Some(token) => Some(keys.encrypt(&token).ok_or("ENCRYPTION_SECRET is not set")?),
+            Some(token) => {
+                Some(keys.encrypt(&token).ok_or_else(|| "ENCRYPTION_SECRET is not set".to_owned())?)
+            }
             None => record.access_token,
         };
     }
     if record.is_live() {
         faults.extend(taken(store, &record)?);
     }
-    if !faults.is_empty() {
-        return Err(faults.join("\n"));
+    let is_misused = !of_use.is_empty();
+    of_use.append(&mut faults);
+    if !of_use.is_empty() {
+        let all = of_use.join("\n");
+        return Err(if is_misused { Failed::Usage(all) } else { Failed::Other(all) });
     }
     let line = format!(
         "{} {}: {}, {}\n",

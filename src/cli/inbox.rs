@@ -2,6 +2,7 @@
 //!
 //! Reading needs no lock. `replay` writes as a guest: the committer steps aside for it and is told by a counter.
 
+use std::collections::HashSet;
 use std::path::Path as FilePath;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -73,7 +74,7 @@ pub struct List {
 /// Options of `inbox replay`: ids, or a state, or a reason, or both.
 #[derive(Args, Debug)]
 pub struct Replay {
-    /// Ids that `list` prints
+    /// Ids that `list` prints, or wamids
     ids: Vec<String>,
     /// All in this state: dead or parked
     #[arg(long)]
@@ -99,6 +100,9 @@ struct Found {
 pub fn run(command: &Command) -> Result<(), Failed> {
     log_to_stderr("warn");
     crate::ops::process::end_on_broken_pipe();
+    if let Command::Replay(replay) = command {
+        check(replay)?;
+    }
     let folder = read::data_dir_only(Vars::from_process()).map_err(Failed::Config)?;
     if !folder.join(store::FILE).exists() {
         return Err(Failed::Other(format!(
@@ -185,6 +189,18 @@ fn who(connection: &Connection, item: &Found) -> (String, String) {
 }
 
 fn inspect(connection: &Connection, id: &str, limit: usize) -> rusqlite::Result<()> {
+    let items = by_any(connection, id, limit)?;
+    for item in &items {
+        show(connection, item)?;
+    }
+    if items.is_empty() {
+        println!("nothing found; items are kept for INBOX_RETENTION");
+    }
+    Ok(())
+}
+
+/// Everything that `inspect` can be asked for.
+fn by_any(connection: &Connection, id: &str, limit: usize) -> rusqlite::Result<Vec<Found>> {
     let mut items = Vec::new();
     if let Some(key) = parse_id(id) {
         items.extend(by_key(connection, key)?);
@@ -196,13 +212,7 @@ fn inspect(connection: &Connection, id: &str, limit: usize) -> rusqlite::Result<
         items = by_text(connection, id, limit)?;
     }
     items.dedup_by_key(|item| item.id);
-    for item in &items {
-        show(connection, item)?;
-    }
-    if items.is_empty() {
-        println!("nothing found; items are kept for INBOX_RETENTION");
-    }
-    Ok(())
+    Ok(items)
 }
 
 fn by_key(connection: &Connection, id: ItemId) -> rusqlite::Result<Vec<Found>> {
@@ -215,7 +225,7 @@ fn by_key(connection: &Connection, id: ItemId) -> rusqlite::Result<Vec<Found>> {
 fn items_of_turns(connection: &Connection, id: &str) -> rusqlite::Result<Vec<ItemId>> {
     let turn: Option<i64> = match id.strip_prefix("ww-").and_then(|rest| rest.split('-').nth(1)) {
         Some(turn) => turn.parse().ok(),
-        None if id.starts_with("wamid") => connection
+        None if is_wamid(id) => connection
             .query_row("SELECT turn FROM replies WHERE wamid = ?1", [id], |r| r.get(0))
             .map(Some)
             .or_else(|e| if e == rusqlite::Error::QueryReturnedNoRows { Ok(None) } else { Err(e) })?,
@@ -306,17 +316,38 @@ fn show(connection: &Connection, item: &Found) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn put_back(folder: &FilePath, replay: &Replay) -> Result<(), Failed> {
+/// Whether it says what to put back.
+fn check(replay: &Replay) -> Result<(), Failed> {
     if replay.ids.is_empty() && replay.state.is_none() && replay.reason.is_none() {
-        return Err(Failed::Other("name ids, --state or --reason: what to put back".to_owned()));
+        return Err(Failed::Usage("name ids, --state or --reason: what to put back".to_owned()));
     }
     if replay.state.is_some_and(|which| !matches!(which, Which::Dead | Which::Parked)) {
-        return Err(Failed::Other("only dead and parked items can be put back".to_owned()));
+        return Err(Failed::Usage("only dead and parked items can be put back".to_owned()));
     }
-    let mut ids = Vec::new();
-    for text in &replay.ids {
-        ids.push(parse_id(text).ok_or_else(|| format!("{text} is not an id that `inbox list` prints"))?);
+    match replay.ids.iter().find(|id| parse_id(id).is_none() && !is_wamid(id)) {
+        Some(id) => Err(Failed::Usage(format!(
+            "{id} is neither a wamid nor an id that `inbox list` prints; `inbox inspect {id}` shows the ids of its items"
+        ))),
+        None => Ok(()),
     }
+}
+
+/// The items that these ids and wamids name, each once.
+fn named(folder: &FilePath, texts: &[String]) -> Result<Vec<ItemId>, Failed> {
+    let mut ids: Vec<ItemId> = texts.iter().filter_map(|text| parse_id(text)).collect();
+    with(folder, |connection| {
+        for wamid in texts.iter().filter(|text| is_wamid(text)) {
+            ids.extend(by_any(connection, wamid, usize::MAX)?.iter().map(|item| item.id));
+        }
+        Ok(())
+    })?;
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
+    Ok(ids)
+}
+
+fn put_back(folder: &FilePath, replay: &Replay) -> Result<(), Failed> {
+    let ids = named(folder, &replay.ids)?;
     let guest = store::guest(folder).map_err(|e| e.to_string())?;
     let (back, partly) = replay_all(&guest.connection, replay, ids).map_err(|e| format!("store: {e}"))?;
     println!("{back} item(s) put back");
@@ -331,7 +362,7 @@ fn replay_all(
     replay: &Replay,
     ids: Vec<ItemId>,
 ) -> rusqlite::Result<(usize, usize)> {
-    let ids = if ids.is_empty() { chosen(connection, replay)? } else { ids };
+    let ids = if replay.ids.is_empty() { chosen(connection, replay)? } else { ids };
     let (mut back, mut partly) = (0, 0);
     for chunk in ids.chunks(REPLAY_CHUNK) {
         let transaction = connection.unchecked_transaction()?;
@@ -392,6 +423,11 @@ fn parse_id(text: &str) -> Option<ItemId> {
     let (timestamp, key) = text.split_once('-')?;
     let key = u64::from_str_radix(key, 16).ok().filter(|_| key.len() == 16)?;
     Some(ItemId { timestamp: timestamp.parse().ok()?, key })
+}
+
+/// Meta's ids of messages all begin like this.
+fn is_wamid(text: &str) -> bool {
+    text.starts_with("wamid")
 }
 
 fn seconds(timestamp: u64) -> String {

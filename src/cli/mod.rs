@@ -31,6 +31,8 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 pub enum Failed {
     /// The configuration is wrong: all of it.
     Config(Vec<Problem>),
+    /// The command can't be run as it was typed, or a setting that it needs is not there; with what to do.
+    Usage(String),
     /// Anything else, with what to do.
     Other(String),
     /// The command's own lines say it.
@@ -90,7 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(),
         Command::Dev => dev::run(),
-        Command::Sandbox(args) => sandbox::run(args).map_err(Failed::Other),
+        Command::Sandbox(args) => sandbox::run(args),
         Command::Check => check::run(),
         Command::Doctor(args) => doctor::run(&args),
         Command::Business(command) => business(command),
@@ -106,6 +108,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
             ExitCode::from(USAGE)
         }
+        Err(Failed::Usage(message)) => {
+            stderr::line(&format!("whatsapp-webhook: {message}"));
+            ExitCode::from(USAGE)
+        }
         Err(Failed::Other(message)) => {
             stderr::line(&format!("whatsapp-webhook: {message}"));
             ExitCode::FAILURE
@@ -118,7 +124,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn business(command: business::Command) -> Result<(), Failed> {
     let mut input = business::input(&command);
-    with_directory(|config, out| business::run(command, config, out, &mut *input).map_err(Failed::Other))
+    with_directory(|config, out| business::run(command, config, out, &mut *input))
 }
 
 /// Runs a command on the directory, in whichever store is configured.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::log_to_stderr;
+use super::{Failed, log_to_stderr};
 use crate::ops::process;
 use crate::sandbox::{Number, Options, Sandbox};
 use crate::secret::Secret;
@@ -18,6 +18,9 @@ POST numbers, POST reset";
 
 /// The app secret where WHATSAPP_APP_SECRET is not set.
 const TEST_SECRET: &str = "sandbox-app-secret";
+
+const NUMBER_FORM: &str =
+    "--number must be PHONE_NUMBER_ID:TOKEN, with a phone number id and a token of your choice";
 
 /// Options of `sandbox`.
 #[derive(clap::Args, Debug)]
@@ -53,17 +56,15 @@ pub struct Args {
 ///
 /// # Errors
 /// An option that makes no sense, or an address that can't be bound.
-pub fn run(args: Args) -> Result<(), String> {
+pub fn run(args: Args) -> Result<(), Failed> {
     log_to_stderr("info");
     process::configure_coroutines(0);
     let secret = std::env::var("WHATSAPP_APP_SECRET").ok().filter(|secret| !secret.is_empty());
     let stated = if secret.is_some() { "that of WHATSAPP_APP_SECRET" } else { TEST_SECRET };
     let mut numbers = Vec::new();
     for text in &args.numbers {
-        let (id, token) =
-            text.split_once(':').filter(|(id, token)| !id.is_empty() && !token.is_empty()).ok_or(
-                "--number must be PHONE_NUMBER_ID:TOKEN, with a phone number id and a token of your choice",
-            )?;
+        let parts = text.split_once(':').filter(|(id, token)| !id.is_empty() && !token.is_empty());
+        let (id, token) = parts.ok_or_else(|| Failed::Usage(NUMBER_FORM.to_owned()))?;
         numbers.push(number(id, token));
     }
     let first = numbers[0].phone_number_id.clone();

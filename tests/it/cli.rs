@@ -42,3 +42,34 @@ fn every_command_has_a_version_and_a_help() {
         }
     }
 }
+
+#[test]
+fn what_is_wrong_with_the_use_ends_with_64_and_what_went_wrong_with_1() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = [("ENCRYPTION_SECRET", "s")];
+    let ends = |variables: &[(&str, &str)], line: &str, expected: i32, part: &str| {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let (code, _, err) = run(folder.path(), variables, &arguments, "EAAG");
+        assert!(code == Some(expected) && err.contains(part), "{line}: {code:?} {err}");
+    };
+    let whole = "business add --subdomain cafe --name Cafe --phone-number-id 1 --waba-id 2";
+    ends(&[], whole, 64, "ENCRYPTION_SECRET is not set");
+    ends(
+        &secret,
+        "business add --subdomain cafe --name Cafe --waba-id 2",
+        64,
+        "--phone-number-id is required",
+    );
+    ends(&secret, &whole.replace("id 1", "id +1"), 64, "phone-number-id \"+1\"");
+    ends(&secret, "business add --subdomain cafe --keep-token", 64, "there is no business \"cafe\"");
+    ends(&secret, whole, 0, "");
+    ends(&secret, &whole.replace("cafe", "bar"), 1, "belongs to business \"cafe\"");
+    ends(&secret, "business show bar", 1, "there is no business \"bar\"");
+    for line in ["inbox replay", "inbox replay --state sent", "inbox replay 16505551234"] {
+        ends(&[], line, 64, "whatsapp-webhook: ");
+    }
+    ends(&[], "inbox replay wamid.1", 0, "");
+    ends(&[("DATA_DIR", "elsewhere")], "inbox replay wamid.1", 1, "no store in elsewhere");
+    ends(&[], "sandbox --number 123", 64, "PHONE_NUMBER_ID:TOKEN");
+    ends(&[], "sandbox --listen 192.0.2.1:1", 1, "--listen 192.0.2.1:1");
+}

@@ -468,3 +468,17 @@ fn a_person_is_found_by_either_of_two_ids() {
         until(id, SOON, || world.inbox(&["inspect", id]).contains(&format!("  {kind}  ")));
     }
 }
+
+#[test]
+fn a_wamid_names_the_message_to_put_back() {
+    let world = world(&[]);
+    world.meta.add_number(number("999", "late-token"));
+    let wamid = world.meta.say("999", ANNA, "Anna", "is anybody there?");
+    world.has("dead", "no_business");
+    add_business(&world.settings, "late", "999", "late-token", &[]);
+    world.clear_cache();
+    assert!(world.inbox(&["replay", "wamid.unknown"]).starts_with("0 item"));
+    assert!(world.inbox(&["replay", &wamid, &wamid]).starts_with("1 item"));
+    world.settles_with(&["is anybody there?"]);
+    assert!(world.inbox(&["replay", &wamid]).starts_with("0 item"), "it is sent");
+}
