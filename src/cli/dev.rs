@@ -1,8 +1,8 @@
 //! `dev`: the server, a simulated Meta and a chat in the terminal, with no setting and no account.
 //!
 //! What is typed goes the whole way: signed webhook, durable inbox, agent, Graph call with the business's token. From a
-//! pipe, each line waits for its reply. AGENT and its variables are those of the environment, so that one's own agent
-//! can be tried; everything else is made up, and its data folder is removed at the end.
+//! pipe, each line waits for its reply. AGENT and its variables are those of the environment and of `.env`, so that one's
+//! own agent can be tried; everything else is made up, and its data folder is removed at the end.
 
 use std::collections::HashMap;
 use std::io::{BufRead, IsTerminal, Write};
@@ -34,7 +34,7 @@ const TELL_AFTER: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
 /// A reply that comes this long after all is settled belongs to nothing.
 const SETTLED: Duration = Duration::from_millis(100);
-/// Variables of the environment that are passed on.
+/// Variables that are passed on.
 const PASSED: [&str; 10] = [
     "AGENT",
     "AGENT_URL",
@@ -76,7 +76,8 @@ fn random() -> String {
 /// # Errors
 /// It can't start, or a line got no reply.
 pub fn run() -> Result<(), Failed> {
-    log_to_stderr("warn");
+    let surroundings = Vars::from_process();
+    log_to_stderr(&surroundings, "warn");
     process::configure_coroutines(0);
     let folder = Folder::make().map_err(|e| format!("a temporary folder: {e}"))?;
     remove_on_signal(&folder.0)?;
@@ -86,20 +87,31 @@ pub fn run() -> Result<(), Failed> {
         vec![super::sandbox::number(NUMBER, &token)],
     ))
     .map_err(|e| format!("the simulated Meta: {e}"))?;
-    let vars = settings(&folder.0, &meta.url(), &secret, &token);
+    let vars = settings(&surroundings, &folder.0, &meta.url(), &secret, &token);
+    let agent = vars.get("AGENT").cloned().unwrap_or_else(|| "echo".to_owned());
+    let problems = surroundings.into_problems();
+    if !problems.is_empty() {
+        return Err(Failed::Config(problems));
+    }
     let config = read::config(Vars::from_map(vars)).map_err(Failed::Config)?;
     let app = App::start(&config).map_err(|e| e.to_string())?;
     meta.set_webhook_url(&format!("http://{}/webhook", app.address()));
     let (tell, replies) = channel();
     meta.on_sent(Box::new(move |sent| drop(tell.send(shown(sent)))));
-    let outcome = chat(&meta, &*app.inbox(), &replies, std::env::var("AGENT").as_deref().unwrap_or("echo"));
+    let outcome = chat(&meta, &*app.inbox(), &replies, &agent);
     app.drain()?;
     outcome.map_err(Failed::Other)
 }
 
-fn settings(folder: &Path, graph: &str, secret: &str, token: &str) -> HashMap<String, String> {
+fn settings(
+    surroundings: &Vars,
+    folder: &Path,
+    graph: &str,
+    secret: &str,
+    token: &str,
+) -> HashMap<String, String> {
     let mut vars: HashMap<String, String> =
-        PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+        PASSED.iter().filter_map(|name| Some(((*name).to_owned(), surroundings.text(name)?))).collect();
     let made_up = [
         ("LISTEN", "127.0.0.1:0"),
         ("DATA_DIR", &folder.to_string_lossy()),

@@ -98,12 +98,13 @@ struct Found {
 
 /// Runs it.
 pub fn run(command: &Command) -> Result<(), Failed> {
-    log_to_stderr("warn");
+    let vars = Vars::from_process();
+    log_to_stderr(&vars, "warn");
     crate::ops::process::end_on_broken_pipe();
     if let Command::Replay(replay) = command {
         check(replay)?;
     }
-    let folder = read::data_dir_only(Vars::from_process()).map_err(Failed::Config)?;
+    let folder = read::data_dir_only(vars).map_err(Failed::Config)?;
     if !folder.join(store::FILE).exists() {
         return Err(Failed::Other(format!(
             "no store in {}; set DATA_DIR to the service's folder",

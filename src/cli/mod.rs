@@ -131,9 +131,10 @@ fn business(command: business::Command) -> Result<(), Failed> {
 fn with_directory(
     command: impl FnOnce(&Directory, &mut dyn Write) -> Result<(), Failed>,
 ) -> Result<(), Failed> {
-    log_to_stderr("warn");
+    let vars = Vars::from_process();
+    log_to_stderr(&vars, "warn");
     crate::ops::process::configure_coroutines(1);
-    let directory = read::directory_only(Vars::from_process()).map_err(Failed::Config)?;
+    let directory = read::directory_only(vars).map_err(Failed::Config)?;
     let mut out = std::io::stdout().lock();
     let outcome = command(&directory, &mut out);
     out.flush().map_err(|e| format!("standard output: {e}"))?;
@@ -145,8 +146,8 @@ const QUIET: [(&str, &str); 5] =
     [("may_minihttp", "off"), ("may", "warn"), ("ureq_proto", "off"), ("ureq", "warn"), ("rustls", "warn")];
 
 /// env_logger with RUST_LOG, else `level`.
-fn log_to_stderr(level: &str) {
-    let mut filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+fn log_to_stderr(vars: &Vars, level: &str) {
+    let mut filter = vars.text("RUST_LOG").unwrap_or_else(|| level.to_owned());
     for (name, limit) in QUIET {
         if !filter.split(',').any(|part| part.split('=').next() == Some(name)) {
             filter.push_str(&format!(",{name}={limit}"));

@@ -7,6 +7,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Failed, log_to_stderr};
+use crate::config::read;
+use crate::config::vars::Vars;
 use crate::ops::process;
 use crate::sandbox::{Number, Options, Sandbox};
 use crate::secret::Secret;
@@ -57,9 +59,10 @@ pub struct Args {
 /// # Errors
 /// An option that makes no sense, or an address that can't be bound.
 pub fn run(args: Args) -> Result<(), Failed> {
-    log_to_stderr("info");
+    let vars = Vars::from_process();
+    log_to_stderr(&vars, "info");
     process::configure_coroutines(0);
-    let secret = std::env::var("WHATSAPP_APP_SECRET").ok().filter(|secret| !secret.is_empty());
+    let secret = read::app_secret_only(vars).map_err(Failed::Config)?;
     let stated = if secret.is_some() { "that of WHATSAPP_APP_SECRET" } else { TEST_SECRET };
     let mut numbers = Vec::new();
     for text in &args.numbers {
@@ -68,7 +71,7 @@ pub fn run(args: Args) -> Result<(), Failed> {
         numbers.push(number(id, token));
     }
     let first = numbers[0].phone_number_id.clone();
-    let mut options = Options::new(Secret::new(secret.unwrap_or_else(|| TEST_SECRET.to_owned())), numbers);
+    let mut options = Options::new(secret.unwrap_or_else(|| Secret::new(TEST_SECRET)), numbers);
     options.listen = args.listen;
     options.webhook_url = Some(args.webhook_url.clone());
     options.redeliver_after = Duration::from_millis(args.redeliver_after.max(1));

@@ -19,9 +19,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Runs the server until it is told to stop.
 pub fn run() -> Result<(), Failed> {
     stderr::take_over().map_err(|e| format!("standard error: {e}"))?;
-    log_to_stderr("info");
+    let vars = Vars::from_process();
+    log_to_stderr(&vars, "info");
     process::log_panics();
-    let config = read::config(Vars::from_process()).map_err(Failed::Config)?;
+    let config = read::config(vars).map_err(Failed::Config)?;
     process::harden();
     process::configure_coroutines(config.workers);
     warn(&config);

@@ -50,6 +50,13 @@ pub fn data_dir_only(mut vars: Vars) -> Result<PathBuf, Vec<Problem>> {
     if problems.is_empty() { Ok(folder) } else { Err(problems) }
 }
 
+/// What `sandbox` signs with: the secret of the first app, if one is set.
+pub fn app_secret_only(mut vars: Vars) -> Result<Option<Secret>, Vec<Problem>> {
+    let first = apps(&mut vars).into_iter().next().map(|app| app.secret);
+    let problems = vars.into_problems();
+    if problems.is_empty() { Ok(first) } else { Err(problems) }
+}
+
 fn http(vars: &mut Vars) -> Http {
     let default = SocketAddr::from(([127, 0, 0, 1], 8000));
     let rate = |vars: &mut Vars, name: &str, default| vars.number(name, default, 0, 1_000_000) as u32;

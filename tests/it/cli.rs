@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::BINARY;
+use crate::harness::{BINARY, Service, settings};
 
 /// Exit code, standard output, standard error.
 type Ran = (Option<i32>, String, String);
@@ -72,4 +72,25 @@ fn what_is_wrong_with_the_use_ends_with_64_and_what_went_wrong_with_1() {
     ends(&[("DATA_DIR", "elsewhere")], "inbox replay wamid.1", 1, "no store in elsewhere");
     ends(&[], "sandbox --number 123", 64, "PHONE_NUMBER_ID:TOKEN");
     ends(&[], "sandbox --listen 192.0.2.1:1", 1, "--listen 192.0.2.1:1");
+}
+
+#[test]
+fn the_log_is_as_loud_as_dotenv_says() {
+    let says = |dotenv: &str| {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(".env"), dotenv).expect("written");
+        let mut settings = settings(folder.path(), &[("WHATSAPP_ALLOW_UNSIGNED", "true")]);
+        settings.remove("RUST_LOG");
+        Service::start(&settings).log().contains("ANYONE CAN POST")
+    };
+    assert!(says(""), "a warning");
+    assert!(!says("RUST_LOG=error\n"));
+}
+
+#[test]
+fn dev_tries_the_agent_of_dotenv() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join(".env"), "AGENT=parrot\n").expect("written");
+    let (code, _, err) = run(folder.path(), &[], &["dev"], "hello\n");
+    assert!(code == Some(64) && err.contains("AGENT: must be echo, openai or http"), "{code:?} {err}");
 }

@@ -6,6 +6,7 @@ mod dev;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -382,12 +383,12 @@ impl Drop for Running {
     }
 }
 
-#[test]
-fn the_sandbox_command_is_driven_over_http_and_ends_on_sigterm() {
-    let hook = hook(|_| 200);
+/// The `sandbox` command, run in a folder, and its address.
+fn command(folder: &Path, hook: &Hook) -> (Running, SocketAddr) {
     let mut child = Command::new(BINARY)
         .args(["sandbox", "--listen", "127.0.0.1:0", "--webhook-url", &hook.url, "--number", "77:tok"])
         .env_clear()
+        .current_dir(folder)
         .stderr(Stdio::piped())
         .spawn()
         .map(Running)
@@ -395,9 +396,19 @@ fn the_sandbox_command_is_driven_over_http_and_ends_on_sigterm() {
     let mut lines = BufReader::new(child.0.stderr.take().expect("piped")).lines().map_while(Result::ok);
     let line = lines.find(|line| line.contains("http://127.0.0.1:")).expect("says where");
     let at = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
-    let address: SocketAddr = at.parse().expect("an address");
-    let say = r#"{"phone_number_id":"77","from":"16505551234","text":"hello"}"#;
-    let (status, wamid) = ask(address, "POST", "/_sandbox/say", None, say).expect("an answer");
+    // it goes on writing
+    std::thread::spawn(move || lines.for_each(drop));
+    (child, at.parse().expect("an address"))
+}
+
+const SAY: &str = r#"{"phone_number_id":"77","from":"16505551234","text":"hello"}"#;
+
+#[test]
+fn the_sandbox_command_is_driven_over_http_and_ends_on_sigterm() {
+    let hook = hook(|_| 200);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut child, address) = command(folder.path(), &hook);
+    let (status, wamid) = ask(address, "POST", "/_sandbox/say", None, SAY).expect("an answer");
     assert!(status == 200 && wamid.contains("wamid."), "{wamid}");
     until("the webhook", || hook.got.lock().iter().any(|(body, _)| body.contains("hello")));
     let fault = r#"{"what":{"graph":131056},"times":1}"#;
@@ -413,4 +424,18 @@ fn the_sandbox_command_is_driven_over_http_and_ends_on_sigterm() {
     let pid = child.0.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("runs").success());
     assert!(child.0.wait().expect("waited").success());
+}
+
+#[test]
+fn the_sandbox_command_signs_with_the_first_secret_that_the_server_reads() {
+    let hook = hook(|_| 200);
+    let folder = tempfile::tempdir().expect("a folder");
+    let dotenv = "WHATSAPP_APP_SECRET=main=first,other=second\n";
+    std::fs::write(folder.path().join(".env"), dotenv).expect("written");
+    let (_child, address) = command(folder.path(), &hook);
+    assert_eq!(ask(address, "POST", "/_sandbox/say", None, SAY).map(|answer| answer.0), Some(200));
+    until("the webhook", || !hook.got.lock().is_empty());
+    let (body, signature) = hook.got.lock().remove(0);
+    let signed = crate::harness::signed(body.as_bytes(), "first");
+    assert!(String::from_utf8(signed).expect("text").contains(&signature), "{signature}");
 }
