@@ -1,6 +1,7 @@
 //! The environment as plain structs, one per module. Read once, from a lookup function; every mistake is named at
 //! once and no value is ever printed.
 
+mod dotenv;
 pub mod mongodb;
 pub mod read;
 pub mod vars;

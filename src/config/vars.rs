@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::dotenv;
 use crate::secret::Secret;
 
-/// The largest `.env`, in bytes.
-const DOTENV_MAX: u64 = 1 << 20;
 /// A credential file larger than this is refused, in bytes.
 const CREDENTIAL_MAX: u64 = 64 << 10;
 
@@ -47,7 +46,7 @@ impl Vars {
     /// From this process's surroundings.
     pub fn from_process() -> Self {
         let mut problems = Vec::new();
-        let dotenv = read_dotenv(Path::new(".env"), &mut problems);
+        let dotenv = dotenv::read(Path::new(".env"), &mut problems);
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let mut credentials = HashMap::new();
         if let Some(folder) = folder {
@@ -164,31 +163,6 @@ fn show(duration: Duration) -> String {
     }
 }
 
-fn read_dotenv(path: &Path, problems: &mut Vec<Problem>) -> HashMap<String, String> {
-    let mut values = HashMap::new();
-    let Ok(metadata) = path.metadata() else { return values };
-    let mut problem = |what: &str| {
-        problems.push(Problem { name: ".env".to_owned(), what: what.to_owned() });
-    };
-    // a container's mount of a file that is not there makes a folder
-    if !metadata.is_file() || metadata.len() > DOTENV_MAX {
-        problem("is no file of settings in the working directory; remove it");
-        return values;
-    }
-    let Ok(text) = std::fs::read(path) else {
-        problem("can't be read");
-        return values;
-    };
-    for line in dotenvy::from_read_iter(&*text) {
-        match line {
-            Ok((name, value)) => drop(values.insert(name, value)),
-            // the error's text holds the line, and the line may hold a secret
-            Err(_) => problem("has a line that is not NAME=value (quote values with spaces)"),
-        }
-    }
-    values
-}
-
 fn read_credentials(folder: &Path, values: &mut HashMap<String, String>, problems: &mut Vec<Problem>) {
     let Ok(entries) = std::fs::read_dir(folder) else {
         let what = "is not a folder that this user can read".to_owned();
@@ -223,23 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_file_loses_its_line_end_and_a_dotenv_error_shows_no_value() {
+    fn a_credential_file_loses_its_line_end() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("ADMIN_TOKEN"), "abc\n").expect("written");
         let (mut values, mut problems) = (HashMap::new(), Vec::new());
         read_credentials(folder.path(), &mut values, &mut problems);
         assert_eq!(values["ADMIN_TOKEN"], "abc");
-        let file = folder.path().join(".env");
-        std::fs::write(&file, "A=1\nsupersecret line\n").expect("written");
-        let values = read_dotenv(&file, &mut problems);
-        assert_eq!(values["A"], "1");
-        assert_eq!(problems.len(), 1);
-        assert!(!problems[0].to_string().contains("supersecret"));
-        // as a container makes it from a mount of a file that is not there
-        assert!(read_dotenv(folder.path(), &mut problems).is_empty());
-        assert!(
-            problems.len() == 2 && problems[1].to_string().contains("no file of settings"),
-            "{problems:?}"
-        );
+        assert!(problems.is_empty(), "{problems:?}");
     }
 }
