@@ -74,7 +74,7 @@ fn random() -> String {
 /// Runs until the end of input.
 ///
 /// # Errors
-/// It can't start, or a line got no reply.
+/// It can't start, or a line could not be answered. That the agent has no reply to it is no failure.
 pub fn run() -> Result<(), Failed> {
     let surroundings = Vars::from_process();
     log_to_stderr(&surroundings, "warn");
@@ -145,14 +145,17 @@ fn chat(meta: &Sandbox, inbox: &dyn Inbox, replies: &Receiver<String>, agent: &s
         }
         meta.say(NUMBER, CUSTOMER, NAME, text);
         let answered = wait(meta, inbox, replies)?;
-        if !answered {
-            failed += 1;
-            let counts = inbox.counts();
+        let counts = inbox.counts();
+        let left = counts.pending + counts.parked + counts.dead;
+        if left > failed {
             say(&format!(
                 "(no reply: {} message(s) pending, {} parked, {} dead; standard error has the reason)",
                 counts.pending, counts.parked, counts.dead
             ))?;
+        } else if !answered {
+            say("(no reply: the agent has none to this)")?;
         }
+        failed = left;
     }
     if failed == 0 { Ok(()) } else { Err(format!("{failed} message(s) got no reply")) }
 }

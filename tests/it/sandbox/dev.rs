@@ -99,3 +99,15 @@ fn dev_stopped_by_a_signal_leaves_nothing_behind() {
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn dev_takes_no_reply_for_an_answer_and_only_what_failed_for_a_failure() {
+    let agent = hook(|nth| if nth == 2 { 400 } else { 204 });
+    let settings = [("AGENT", "http"), ("AGENT_URL", agent.url.as_str())];
+    let first = dev("ping\n", &settings);
+    assert_eq!(first.code, Some(0), "{}\n{}", first.out, first.err);
+    assert!(first.out.contains("(no reply"), "{}", first.out);
+    let both = dev("fails\nis left unanswered\n", &settings);
+    assert_eq!(both.code, Some(1), "{}", both.out);
+    assert!(both.err.contains("1 message(s) got no reply"), "{}", both.err);
+}
