@@ -46,9 +46,10 @@ pub struct Args {
 
 /// Runs it. An error if something is wrong; warnings are none.
 pub fn run(args: &Args) -> Result<(), Failed> {
-    log_to_stderr("off");
+    let vars = Vars::from_process();
+    log_to_stderr(&vars, "off");
     process::end_on_broken_pipe();
-    let config = read::config(Vars::from_process()).map_err(Failed::Config)?;
+    let config = read::config(vars).map_err(Failed::Config)?;
     if args.url.as_ref().is_some_and(|url| !url.starts_with("https://")) {
         let what = "must begin with https://: Meta calls nothing else".to_owned();
         return Err(Failed::Config(vec![Problem { name: "--url".to_owned(), what }]));

@@ -11,7 +11,7 @@ use crate::event::ItemId;
 /// Items of a slice, at least.
 const SLICE_MIN: usize = 256;
 /// A bulk takes at most so many slices: what arrives meanwhile is the next one, which can't grow beyond so many commits.
-const SLICES_MAX: usize = 32;
+const SLICES_MAX: usize = 16;
 /// The same where somebody waits for an answer.
 const FRESH_SLICES_MAX: usize = 8;
 
