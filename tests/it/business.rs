@@ -18,6 +18,7 @@ fn run(config: &config::Directory, command: Command, input: &str) -> Result<Stri
     let result = result.map_err(|failed| match failed {
         Failed::Usage(what) | Failed::Other(what) => what,
         Failed::Config(problems) => format!("{problems:?}"),
+        Failed::Told => String::new(),
     });
     let out = String::from_utf8(out).expect("text");
     for text in [&out, result.as_ref().err().unwrap_or(&String::new())] {
