@@ -423,9 +423,11 @@ impl Committer {
                 self.flights.end(&key.id(self.instance));
                 self.settle_reply(key, ReplyState::Dead, None, Some((reason, detail)))
             }
-            Change::Settle(items, state, reason, detail) => {
-                items.iter().try_for_each(|id| self.move_item(*id, state, None, Some((&reason, &detail))))
-            }
+            Change::Settle(items, state, reason, detail) => items.iter().try_for_each(|id| {
+                // a late status may have ended what was to be told that it waits
+                let is_over = state == State::Answered && self.tables.item_state(*id)? != Some(state as u8);
+                if is_over { Ok(()) } else { self.move_item(*id, state, None, Some((&reason, &detail))) }
+            }),
         }
     }
 

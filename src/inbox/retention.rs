@@ -108,16 +108,20 @@ impl Retention {
         let (finished, memory) = (cutoff(self.keep.finished), cutoff(self.keep.memory));
         let commits = rows::newest_before(tables, &COMMITS, finished)?;
         let turns = rows::newest_before(tables, &TURNS, finished)?;
-        let (mut removed, mut is_over) = (0, false);
-        while !is_over && clock::monotonic() < at + BUDGET {
+        let until = clock::monotonic() + BUDGET;
+        let mut removed = 0;
+        // one step at least, however long it took to find out what is old
+        let is_over = loop {
             let of_items = self.sweep_items(tables, finished, commits)?;
-            let of_commits = self.sweep_commits(tables, commits)?;
+            let (of_commits, is_more) = self.sweep_commits(tables, commits)?;
             let of_turns = self.sweep_turns(tables, turns)?;
             let of_memory = self.sweep_memory(tables, memory, at)?;
             removed += of_items + of_commits + of_turns + of_memory;
-            is_over =
-                of_commits == 0 && self.items.is_over() && self.turns.is_over() && self.memory.is_over();
-        }
+            let is_over = !is_more && self.items.is_over() && self.turns.is_over() && self.memory.is_over();
+            if is_over || clock::monotonic() >= until {
+                break is_over;
+            }
+        };
         super::REMOVED.add(removed as u64);
         self.busy = !is_over;
         self.next = clock::monotonic() + if is_over { PAUSE } else { EVERY };
@@ -139,7 +143,7 @@ impl Retention {
     }
 
     /// Up to the first that an open item needs or whose items are not in their table yet.
-    fn sweep_commits(&mut self, tables: &Tables, newest: i64) -> rusqlite::Result<usize> {
+    fn sweep_commits(&mut self, tables: &Tables, newest: i64) -> rusqlite::Result<(usize, bool)> {
         let now = clock::monotonic();
         let needed = match self.needed {
             Some((until, needed)) if now < until => needed,

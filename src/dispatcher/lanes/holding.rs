@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::lane::Stand;
 use super::{App, Job, Key, Lanes, Timer};
 use crate::dispatcher::backoff;
-use crate::dispatcher::holds::Hold;
+use crate::dispatcher::holds::{Gate, Hold};
 use crate::failure::Scope;
 
 impl Lanes {
@@ -131,6 +131,18 @@ impl Lanes {
     /// By the hold itself: the number's newest app may have changed while the probe ran.
     fn app_probed_by(&self, key: Key) -> Option<u64> {
         self.apps.iter().find(|(_, app)| app.hold.is_probe(key)).map(|(app, _)| *app)
+    }
+
+    /// A hold whose time is over and that has nothing left to hold goes with its number: nothing would end it.
+    pub(super) fn let_go(&mut self, id: u64, now: Duration) {
+        let is_idle = |number: &super::Number| {
+            number.lanes == 0
+                && !number.cursor.is_behind()
+                && number.hold.as_ref().is_some_and(|hold| hold.gate(now) == Gate::Probe)
+        };
+        if self.numbers.get(&id).is_some_and(is_idle) {
+            self.lift_number(id);
+        }
     }
 
     fn lift_number(&mut self, id: u64) {

@@ -114,6 +114,7 @@ impl Lanes {
             self.enqueue(work, bytes);
         }
         self.pace(id, taken > 0, got_further, now);
+        self.let_go(id, now);
         self.refresh(id);
         taken
     }

@@ -275,6 +275,21 @@ fn a_probe_that_was_too_old_hands_the_probe_on_and_lifts_nothing() {
 }
 
 #[test]
+fn a_hold_ends_with_the_last_work_that_it_could_hold() {
+    let mut bed = Bed::new(100);
+    bed.offer(1, [1, 2]);
+    let mut started = bed.start_all();
+    let from_before = started.remove(1);
+    bed.hold(started.remove(0), Scope::Business);
+    bed.wait(S * 45);
+    let probe = bed.start_all().remove(0);
+    bed.lanes.done(probe.0, Outcome::Expired, bed.now);
+    assert_eq!(bed.lanes.gauges().holds, 1, "another one still runs");
+    bed.done(vec![from_before]);
+    assert_eq!(bed.lanes.gauges(), Gauges::default());
+}
+
+#[test]
 fn an_app_limit_holds_every_number_of_the_app_and_no_other() {
     let mut bed = Bed::new(100);
     for number in [1, 2, 3, 5] {

@@ -72,10 +72,6 @@ impl Lanes {
             }
             Outcome::Expired => {
                 self.release_job(key);
-                // of what is left somebody is the next probe; where nothing is, the hold has no more use
-                let number = self.numbers.get(&key.number);
-                let is_last = number.is_some_and(|number| number.lanes == 0 && !number.cursor.is_behind());
-                self.lift_probed(key, is_last, false);
                 self.probe_unsure(key, now);
             }
             Outcome::Again { job, after } => {
@@ -86,6 +82,7 @@ impl Lanes {
             }
             Outcome::Hold { job, scope, after } => self.hold(key, job, scope, after, now),
         }
+        self.let_go(key.number, now);
         self.refresh(key.number);
     }
 
@@ -169,7 +166,10 @@ impl Lanes {
                         self.refresh(key.number);
                     }
                 }
-                Timer::Number(id) => self.reopen_number(id),
+                Timer::Number(id) => {
+                    self.let_go(id, now);
+                    self.reopen_number(id);
+                }
                 Timer::App(app) => self.reopen_app(app),
                 Timer::Page(id) => {
                     if let Some(number) = self.numbers.get_mut(&id).filter(|n| n.page_at == Some(at)) {

@@ -99,22 +99,25 @@ pub fn needed(tables: &Tables) -> rusqlite::Result<i64> {
         .map(|needed| needed.unwrap_or(i64::MAX))
 }
 
-/// The oldest commits up to this one; how many went.
-pub fn commits(tables: &Tables, up_to: i64) -> rusqlite::Result<usize> {
+/// The oldest commits up to this one: how many went, and whether there may be more.
+pub fn commits(tables: &Tables, up_to: i64) -> rusqlite::Result<(usize, bool)> {
     let mut oldest = tables
         .connection()
         .prepare_cached("SELECT id, length(bodies) FROM commits WHERE id <= ?1 ORDER BY id LIMIT ?2")?;
     let mut rows = oldest.query(params![up_to, COMMITS_MAX])?;
-    let (mut last, mut bytes) = (None, 0);
+    let (mut last, mut count, mut bytes) = (None, 0, 0);
     while bytes < COMMITS_BYTES
         && let Some(row) = rows.next()?
     {
         last = Some(row.get::<_, i64>(0)?);
+        count += 1;
         bytes += row.get::<_, i64>(1)?;
     }
     drop(rows);
-    let Some(last) = last else { return Ok(0) };
-    tables.connection().prepare_cached("DELETE FROM commits WHERE id <= ?1")?.execute([last])
+    let Some(last) = last else { return Ok((0, false)) };
+    let removed =
+        tables.connection().prepare_cached("DELETE FROM commits WHERE id <= ?1")?.execute([last])?;
+    Ok((removed, count == COMMITS_MAX || bytes >= COMMITS_BYTES))
 }
 
 /// Closed turns after the turn `after`, up to `newest`, with their replies.

@@ -60,6 +60,27 @@ fn a_status_settles_a_send_of_unknown_outcome_also_after_a_restart() {
     assert!(inbox.open_turns(0, 10).expect("read").is_empty());
 }
 
+/// Whoever has the turn learns of the status later than the store.
+#[test]
+fn what_a_late_status_has_ended_is_not_put_back_to_wait() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (inbox, received) = open(folder.path());
+    put(&inbox, "m anna a1 100");
+    let work = next(&received);
+    let reply = answer(&inbox, &work, &["one"]).replies[0].id.clone();
+    inbox.sending(&reply, NUMBER).expect("marked");
+    inbox.unsent(&reply);
+    inbox.settle(&[work.id], State::Answered, &Reason::fixed("token_invalid"), "");
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), work.id), State::Answered as u8);
+    put(&inbox, &format!("s {reply} delivered"));
+    inbox.open_numbers().expect("flushed");
+    inbox.settle(&[work.id], State::Answered, &Reason::fixed("token_invalid"), "");
+    inbox.open_numbers().expect("flushed");
+    assert_eq!(state_of(folder.path(), work.id), State::Sent as u8);
+    assert_eq!(inbox.counts().pending, 0);
+}
+
 #[test]
 fn a_turn_of_which_a_reply_is_dead_ends_dead_with_its_reason_also_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
