@@ -218,24 +218,6 @@ fn bind(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Raises the soft limit of open files to the hard one, at most to `at_most`; the limit that holds now.
-pub fn raise_open_files(at_most: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes one rlimit, to a local that outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return 1024;
-    }
-    let wanted = limit.rlim_max.min(at_most);
-    if wanted > limit.rlim_cur {
-        let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max };
-        // SAFETY: the kernel reads one rlimit, from a local that outlives the call.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
-            return wanted;
-        }
-    }
-    limit.rlim_cur
-}
-
 /// Cancels the coroutine that accepts: it unwinds at its next wait, which closes the listening socket.
 pub fn cancel(accept: &may::coroutine::JoinHandle<()>) {
     // SAFETY: the coroutine is may_minihttp's accept loop: it holds the listener and the factory and no lock,

@@ -54,7 +54,7 @@ use self::rate::{Budget, Class, Table as RateTable};
 use self::reading::Reader;
 use self::table::Table;
 use crate::inbox::Inbox;
-use crate::ops::Console;
+use crate::ops::{Console, machine};
 use crate::webhook::signature::Verifier;
 use crate::{clock, config};
 
@@ -180,7 +180,7 @@ pub fn serve(
     inbox: Arc<dyn Inbox>,
     console: Arc<dyn Console>,
 ) -> io::Result<Server> {
-    let files = fd::raise_open_files(OPEN_FILES_MAX.max(files_for(http.max_connections)));
+    let files = machine::raise_open_files(OPEN_FILES_MAX.max(files_for(http.max_connections)));
     let room = files.saturating_sub(files_for(0));
     if room == 0 {
         let least = files_for(1);

@@ -38,7 +38,7 @@ pub struct Keep {
 }
 
 /// Where a walk over a table stands.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Default)]
 enum Walk<K> {
     #[default]
     Begin,
@@ -52,7 +52,7 @@ impl<K> Walk<K> {
         matches!(self, Self::End)
     }
 
-    /// The next step began at `last`; `None`: there was no more.
+    /// A step ended at this row; `None`: with the last one.
     fn go_on(&mut self, last: Option<K>) {
         *self = last.map_or(Self::End, Self::After);
     }

@@ -1,4 +1,4 @@
-//! What the kernel says of the machine, for who looks after it. Changes nothing.
+//! What the kernel says of the machine and of this process in it.
 
 use std::ffi::CString;
 use std::io;
@@ -40,14 +40,31 @@ pub fn may_write(path: &Path) -> io::Result<()> {
 }
 
 /// How many files a process of this user may open, once it has asked for all that it may have.
-#[allow(unsafe_code, reason = "getrlimit has no safe wrapper in the standard library")]
 pub fn open_files_max() -> io::Result<u64> {
+    open_files().map(|limit| limit.rlim_max)
+}
+
+/// Raises the soft limit of open files to the hard one, at most to `at_most`; the limit that holds now.
+#[allow(unsafe_code, reason = "setrlimit has no safe wrapper in the standard library")]
+pub fn raise_open_files(at_most: u64) -> u64 {
+    let Ok(limit) = open_files() else { return 1024 };
+    let wanted = limit.rlim_max.min(at_most);
+    if wanted > limit.rlim_cur {
+        let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max };
+        // SAFETY: the kernel reads one rlimit, from a local that outlives the call.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+            return wanted;
+        }
+    }
+    limit.rlim_cur
+}
+
+#[allow(unsafe_code, reason = "getrlimit has no safe wrapper in the standard library")]
+fn open_files() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one rlimit, to a local that outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(limit.rlim_max)
+    let rc = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if rc == 0 { Ok(limit) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether something keeps the clock right (NTP); `None` where the kernel doesn't tell.
